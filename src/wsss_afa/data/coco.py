@@ -1,0 +1,204 @@
+"""MS COCO 2014 or 2017.
+
+Tags are the categories of all of an image's annotations, crowds included: a crowd of persons shows persons.
+Images without any annotation are left out (82 081 and 40 137 remain in 2014). Masks lay larger objects
+first, so that the smaller lies on top; a crowd's region takes part in that order and is ignored (255).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as rle_tools
+
+from wsss_afa.data.images import read_image, read_mask, require_files
+from wsss_afa.types import IGNORE_INDEX, Sample, UserError
+
+COCO_CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 80 foreground classes in order of category id; mask value c + 1 is ``COCO_CLASSES[c]``."""
+_YEARS = (2014, 2017)
+_FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
+_FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
+
+
+class Region(NamedTuple):
+    """One annotated object or crowd."""
+
+    label: int
+    """Mask value: c + 1, or 255 for a crowd."""
+    segmentation: Any
+    """Polygons (x, y, x, y, …) in pixels, or a run length with ``counts`` and ``size``."""
+
+
+class COCO:
+    """Annotated images of one split with their tags and, for evaluation, masks.
+
+    Masks are rasterised when first asked for and kept as PNG under ``cache_dir``, in a folder named after the
+    content of the annotation file; the data folder is never written to.
+
+    Args:
+        root: The folder with ``annotations/instances_{split}{year}.json`` and ``{split}{year}/*.jpg`` (or
+            ``images/{split}{year}/*.jpg``).
+        split: ``train`` or ``val``.
+        year: 2014 or 2017; None takes what is there, 2014 first.
+        with_mask: Whether samples carry the mask.
+        cache_dir: Where masks are kept; None is ``~/.cache/wsss_afa``.
+
+    Raises:
+        UserError: Annotations or images are missing, or the categories are not COCO's.
+    """
+
+    class_names = COCO_CLASSES
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        year: int | None = None,
+        with_mask: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        path, self._folder = _locate(Path(root).expanduser(), split, year)
+        content = _parse(path, _FOR_MASKS if with_mask else _FOR_TAGS)
+        classes = _classes(content["categories"], path)
+        annotated = {item["image_id"] for item in content["annotations"]}
+        images = [image for image in content["images"] if image["id"] in annotated]
+        row = {image["id"]: index for index, image in enumerate(images)}
+        self._files = [image["file_name"] for image in images]
+        require_files(self._folder, self._files, path.stem)
+        self._labels = np.zeros((len(images), len(classes)), bool)
+        for item in content["annotations"]:
+            self._labels[row[item["image_id"]], classes[item["category_id"]]] = True
+        self._regions: list[list[Region]] | None = None
+        if with_mask:
+            self._sizes = [(image["height"], image["width"]) for image in images]
+            self._cache = Path(cache_dir or "~/.cache/wsss_afa").expanduser() / _fingerprint(path)
+            self._regions = [[] for _ in images]
+            for item in content["annotations"]:
+                label = IGNORE_INDEX if item.get("iscrowd") else classes[item["category_id"]] + 1
+                self._regions[row[item["image_id"]]].append(Region(label, item["segmentation"]))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file_name = self._files[index]
+        image = read_image(self._folder / file_name)
+        label = self._labels[index].astype(np.float32)
+        sample = Sample(image=image, class_label=label, name=Path(file_name).stem)
+        if self._regions is not None:
+            path = self._cache / f"{sample['name']}.png"
+            if not path.exists():
+                _write_atomically(path, rasterize(self._regions[index], *self._sizes[index]))
+            sample["mask"] = read_mask(path, image.shape[:2])
+        return sample
+
+
+def rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uint8]:
+    """Paint regions by area, the largest first.
+
+    Returns:
+        (height, width) labels, 0 where nothing is annotated.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    layers = [(_run_length(region.segmentation, height, width), region.label) for region in regions]
+    for run_length, label in sorted(layers, key=lambda layer: -int(rle_tools.area(layer[0]))):
+        mask[_decode(run_length)] = label
+    return mask
+
+
+def _decode(run_length: Any) -> NDArray[np.bool_]:
+    with warnings.catch_warnings():  # under NumPy 2 pycocotools calls what NumPy deprecates
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(rle_tools.decode(run_length), bool)
+
+
+def _run_length(segmentation: Any, height: int, width: int) -> Any:
+    if isinstance(segmentation, list):
+        polygons = [polygon.tolist() for polygon in segmentation]
+        return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width))
+    if isinstance(segmentation["counts"], str):
+        return segmentation
+    counts = segmentation["counts"].tolist()
+    return rle_tools.frPyObjects({"counts": counts, "size": segmentation["size"]}, height, width)
+
+
+def _locate(root: Path, split: str, year: int | None) -> tuple[Path, Path]:
+    for name in (f"{split}{year}" for year in ((year,) if year else _YEARS)):
+        annotations = root / "annotations" / f"instances_{name}.json"
+        for folder in (root / name, root / "images" / name):
+            if annotations.is_file() and folder.is_dir():
+                return annotations, folder
+    wanted = f"{split}{year or '2014 or 2017'}"
+    raise UserError(
+        f"data.root={root} has no {wanted}, need annotations/instances_{split}YEAR.json and "
+        f"{split}YEAR/*.jpg: set data.root to the folder that holds both"
+    )
+
+
+def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Keep the keys only, dropping the rest while the file is parsed, and numbers as arrays."""
+
+    def slim(item: dict[str, Any]) -> dict[str, Any]:
+        return {key: _compact(key, item[key]) for key in keys if key in item}
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            content: dict[str, Any] = json.load(file, object_hook=slim)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): copy it anew") from error
+    absent = [key for key in ("images", "annotations", "categories") if key not in content]
+    if absent:
+        raise UserError(f"{path} has no {', '.join(absent)}, need COCO's instances file: copy it anew")
+    return content
+
+
+def _compact(key: str, value: Any) -> Any:
+    if key == "segmentation" and isinstance(value, list):
+        return [np.array(polygon) for polygon in value]
+    return np.array(value) if key == "counts" and isinstance(value, list) else value
+
+
+def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
+    """Category id to class index."""
+    ordered = sorted(categories, key=lambda category: category["id"])
+    if tuple(category["name"] for category in ordered) != COCO_CLASSES:
+        raise UserError(
+            f"{path} has {len(ordered)} categories that differ from COCO's 80: copy the original file"
+        )
+    return {category["id"]: index for index, category in enumerate(ordered)}
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _write_atomically(path: Path, mask: NDArray[np.uint8]) -> None:
+    """Other processes see the whole file or none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            Image.fromarray(mask).save(file, "PNG")
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): set data.cache_dir elsewhere") from error

@@ -1,0 +1,80 @@
+"""Image and mask files: decoding them, and finding out early which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsss_afa.types import UserError
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode any image to RGB, in stored pixel order.
+
+    Grey-scale, palette and CMYK images are converted, transparency is dropped. An EXIF orientation is **not**
+    applied: the masks of VOC and the polygons of COCO refer to the pixels as they are stored.
+
+    Returns:
+        (H, W, 3).
+
+    Raises:
+        UserError: The file is missing, truncated or no image.
+    """
+    return np.array(_open(path).convert("RGB"))
+
+
+def read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Decode a palette or grey-scale PNG whose pixel values are the labels.
+
+    Args:
+        path: Of the PNG.
+        size: (H, W) of the image that it belongs to.
+
+    Returns:
+        (H, W).
+
+    Raises:
+        UserError: The file is missing, truncated or no image, has colours instead of labels or another size.
+    """
+    image = _open(path)
+    if image.mode not in ("P", "L"):
+        raise UserError(f"{path} has mode {image.mode}, need one label per pixel: save it as a palette PNG")
+    mask = np.array(image)
+    if mask.shape != size:
+        raise UserError(
+            f"{path} is {mask.shape} pixels, its image {size}: need equal sizes, replace one of them"
+        )
+    return mask
+
+
+def absent_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the file names that the folder, listed once, does not hold."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [name for name in names if name not in present]
+
+
+def require_files(folder: Path, names: list[str], split: str) -> None:
+    """Check that a folder holds the files of a split.
+
+    Raises:
+        UserError: It does not.
+    """
+    absent = absent_files(folder, names)
+    if absent:
+        raise UserError(
+            f"{folder} lacks {len(absent)} of the {len(names)} files of split {split!r}, {absent[0]} first: "
+            "copy them or choose another split"
+        )
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): copy it anew") from error

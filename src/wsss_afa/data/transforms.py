@@ -1,0 +1,123 @@
+"""From an image to a normalised tensor with the box of its valid part.
+
+Augmentation of AFA (CVPR 2022, section 4.1): rescale, mirror, random crop with zero padding. A transform is
+called with ``(image, seed)`` and is a pure function of the two, on any process and in any order.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsss_afa.types import UserError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for news
+import albumentations as A
+
+MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean RGB, in 0…255 units."""
+STD = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation of RGB, in 0…255 units."""
+
+
+class TrainTransform:
+    """Rescale, mirror, normalise, place and crop.
+
+    The image is resized by a ratio uniform in ``scale`` and mirrored with probability ``flip``. On each
+    axis a longer image is cut at a uniform offset; a shorter one is placed at a uniform offset among zeros,
+    which are the mean colour after normalisation.
+
+    Args:
+        crop_size: Side of the square output in pixels.
+        scale: Smallest and largest ratio.
+        flip: Probability of the horizontal mirror.
+        mean: RGB in 0…255 units.
+        std: RGB in 0…255 units.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    def __init__(
+        self,
+        crop_size: int,
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ) -> None:
+        if crop_size < 1:
+            raise UserError(
+                f"data.crop_size is {crop_size}, need at least 1 pixel: set it to 512, for example"
+            )
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise UserError(f"data.scale is {list(scale)}, need 0 < smallest <= largest: try [0.5, 2.0]")
+        if not 0 <= flip <= 1:
+            raise UserError(f"data.flip is {flip}, need a probability in [0, 1]: try 0.5")
+        self.crop_size = crop_size
+        limit = (scale[0] - 1, scale[1] - 1)
+        self._geometry = A.Compose(
+            [A.HorizontalFlip(p=flip), A.RandomScale(limit, area_for_downscale="image", p=1)]
+        )
+        self._normalize = _normalizer(mean, std)
+
+    def __call__(self, image: NDArray[np.uint8], seed: int) -> tuple[Tensor, Tensor]:
+        """Augment one (H, W, 3) image.
+
+        Returns:
+            Image (3, crop_size, crop_size) float32, and its valid box (4,) int64.
+        """
+        rng = np.random.default_rng(seed)
+        # one stream for all: equal seeds in each transform would tie the flip to the ratio
+        self._geometry.set_random_state(rng, random.Random(seed))  # noqa: S311
+        image = self._geometry(image=image)["image"]
+        rows, top = self._window(image.shape[0], rng)
+        columns, left = self._window(image.shape[1], rng)
+        part = _to_tensor(self._normalize(image=image[rows, columns])["image"])
+        bottom, right = top + part.shape[1], left + part.shape[2]
+        canvas = torch.zeros(3, self.crop_size, self.crop_size)
+        canvas[:, top:bottom, left:right] = part
+        return canvas, torch.tensor([top, bottom, left, right])
+
+    def _window(self, length: int, rng: np.random.Generator) -> tuple[slice, int]:
+        """Along one axis: which pixels of the image are kept, and where the first of them lands."""
+        offset = int(rng.integers(abs(length - self.crop_size) + 1))
+        if length > self.crop_size:
+            return slice(offset, offset + self.crop_size), 0
+        return slice(0, length), offset
+
+
+class EvalTransform:
+    """Normalise only: native size, every pixel valid.
+
+    Args:
+        mean: RGB in 0…255 units.
+        std: RGB in 0…255 units.
+    """
+
+    def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
+        self._normalize = _normalizer(mean, std)
+
+    def __call__(self, image: NDArray[np.uint8], seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Normalise one (H, W, 3) image; the seed changes nothing.
+
+        Returns:
+            Image (3, H, W) float32, and its box (4,) int64: the whole image.
+        """
+        height, width = image.shape[:2]
+        tensor = _to_tensor(self._normalize(image=image)["image"]).contiguous()
+        return tensor, torch.tensor([0, height, 0, width])
+
+
+def _normalizer(mean: Sequence[float], std: Sequence[float]) -> A.Normalize:
+    return A.Normalize(tuple(mean), tuple(std), max_pixel_value=1.0)
+
+
+def _to_tensor(image: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)

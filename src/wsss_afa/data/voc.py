@@ -1,0 +1,138 @@
+"""PASCAL VOC 2012 with the SBD training list, or any folder in VOC's layout.
+
+Tags are the distinct object names of an image's annotation, difficult objects included. Those of VOC's own
+images come with the package (they agree with the annotations, not always with the masks); for other images
+they are read from ``Annotations/{name}.xml``. In the split ``test``, whose annotations are secret, no image
+has tags.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_afa.data.images import absent_files, read_image, read_mask, require_files
+from wsss_afa.types import IGNORE_INDEX, Sample, UserError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The 20 foreground classes; mask value c + 1 is ``VOC_CLASSES[c]``."""
+_MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+_PACKAGED = files("wsss_afa.data") / "voc2012"
+
+
+class VOC:
+    """Images of one split with their tags and, for evaluation, masks.
+
+    The list is ``ImageSets/Segmentation/{split}.txt`` under the root, else the packaged list of that name.
+
+    Args:
+        root: The folder ``VOC2012`` with ``JPEGImages``.
+        split: Name of a list: train, train_aug, val or test, or a file of the user's own.
+        with_mask: Whether samples carry the mask, from ``SegmentationClass`` or ``SegmentationClassAug``: the
+            first that has all of the split. No mask is opened otherwise.
+
+    Raises:
+        UserError: The root, the list, an image, its tags or its mask is missing.
+    """
+
+    class_names = VOC_CLASSES
+
+    def __init__(self, root: str | Path, split: str, with_mask: bool = False) -> None:
+        self.root = Path(root).expanduser()
+        if not (self.root / "JPEGImages").is_dir():
+            raise UserError(
+                f"data.root={root} has no folder JPEGImages, need VOC2012/JPEGImages/*.jpg: set data.root to "
+                "the folder VOC2012 itself"
+            )
+        self.names = _read_list(self.root, split)
+        require_files(self.root / "JPEGImages", [f"{name}.jpg" for name in self.names], split)
+        self._labels = _read_labels(self.root, self.names, tagged=split != "test")
+        self._masks = _find_masks(self.root, self.names, split) if with_mask else None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        image = read_image(self.root / "JPEGImages" / f"{name}.jpg")
+        sample = Sample(image=image, class_label=self._labels[index].astype(np.float32), name=name)
+        if self._masks is not None:
+            sample["mask"] = _read_mask(self._masks / f"{name}.png", image.shape[:2])
+        return sample
+
+
+def parse_tags(path: Path) -> list[str]:
+    """Distinct object names of one annotation, in order of appearance; the parts of objects are none.
+
+    Raises:
+        UserError: The file is missing, no XML, or declares a document type (and with it entities to expand).
+    """
+    try:
+        text = path.read_text("utf-8")
+        if "<!DOCTYPE" in text:
+            raise ValueError("it declares a document type")
+        root = ElementTree.fromstring(text)  # noqa: S314 - without a DOCTYPE there are no entities
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise UserError(
+            f"{path} gives no tags ({error}), need VOC's XML annotation: add or mend it"
+        ) from error
+    names = [(element.text or "").strip() for element in root.iterfind("object/name")]
+    unknown = set(names) - set(VOC_CLASSES)
+    if unknown:
+        raise UserError(f"{path} names {sorted(unknown)}, need VOC's 20 classes: mend the annotation")
+    return list(dict.fromkeys(names))
+
+
+def _read_list(root: Path, split: str) -> list[str]:
+    own, packaged = root / "ImageSets" / "Segmentation" / f"{split}.txt", _PACKAGED / f"{split}.txt"
+    if not own.is_file() and not packaged.is_file():
+        raise UserError(f"split {split!r} has no list, need {own} or one of train, train_aug, val, test")
+    lines = (own if own.is_file() else packaged).read_text("utf-8").splitlines()
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]  # SBD lists give paths
+    if not names:
+        raise UserError(f"{own} lists 0 images, need one name per line: fill or delete it")
+    return names
+
+
+@cache
+def _packaged_tags() -> dict[str, list[str]]:
+    with (_PACKAGED / "tags.csv").open(encoding="utf-8") as file:
+        return {row["image"]: row["tags"].split() for row in csv.DictReader(file)}
+
+
+def _read_labels(root: Path, names: list[str], tagged: bool) -> NDArray[np.bool_]:
+    labels = np.zeros((len(names), len(VOC_CLASSES)), bool)
+    if tagged:
+        known = _packaged_tags()
+        for row, name in zip(labels, names, strict=True):
+            tags = known[name] if name in known else parse_tags(root / "Annotations" / f"{name}.xml")
+            row[[VOC_CLASSES.index(tag) for tag in tags]] = True
+    return labels
+
+
+def _find_masks(root: Path, names: list[str], split: str) -> Path:
+    pngs = [f"{name}.png" for name in names]
+    folder = min(
+        (root / folder for folder in _MASK_FOLDERS), key=lambda folder: len(absent_files(folder, pngs))
+    )
+    require_files(folder, pngs, split)
+    return folder
+
+
+def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    mask = read_mask(path, size)
+    worst = int(np.where(mask == IGNORE_INDEX, 0, mask).max())
+    if worst > len(VOC_CLASSES):
+        raise UserError(
+            f"{path} has label {worst}, need 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}: replace the mask"
+        )
+    return mask

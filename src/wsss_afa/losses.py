@@ -1,0 +1,170 @@
+"""The losses of AFA: classification, segmentation, affinity and the dense-energy regulariser."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels, inside_box
+
+
+def classification_loss(logits: Tensor, class_label: Tensor) -> Tensor:
+    """Multi-label soft margin loss of logits (B, C) against multi-hot tags (B, C)."""
+    return F.multilabel_soft_margin_loss(logits.float(), class_label)
+
+
+def balanced_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Half the mean cross-entropy of background pixels plus half that of foreground pixels.
+
+    A half without pixels is 0 and has no gradient (in the released program it is NaN).
+
+    Args:
+        logits: (B, K, h, w), resized to the label's size.
+        label: (B, H, W) int64 in [0, C] or 255.
+    """
+    logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
+    per_pixel = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
+    background = label == 0
+    foreground = ~background & (label != IGNORE_INDEX)
+    return (_masked_mean(per_pixel, background) + _masked_mean(per_pixel, foreground)) / 2
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def affinity_loss(affinity: Tensor, label: Tensor) -> Tensor:
+    """Pull pairs of one class to 1 and pairs of two classes to 0 (AFA, equation 5).
+
+    ½ Σ₊(1 − A)/(N⁺ + 1) + ½ Σ₋ A/(N⁻ + 1), over the whole batch.
+
+    Args:
+        affinity: (B, N, N) in [0, 1].
+        label: (B, N, N) int64: 1 same, 0 different, 255 ignored.
+    """
+    same, different = label == 1, label == 0
+    missed = ((1 - affinity) * same).sum() / (same.sum() + 1)
+    false = (affinity * different).sum() / (different.sum() + 1)
+    return (missed + false) / 2
+
+
+class DenseEnergyLoss(nn.Module):
+    """Neighbours of like colour should be segmented alike (Tang et al., ECCV 2018; AFA, section 3.5).
+
+    −weight/B · Σ_ij gate_i K_ij S_iᵀ S_j with K a Gaussian of position and colour and
+    gate_i = max(0, inside_i − max_k S_ik), 1 where the pseudo label is 255. Images and probabilities are
+    halved first. The kernel is summed exactly, in chunks; the gate has no gradient and the energy's gradient
+    is −2 · gate · (K S), as in the released program.
+
+    Args:
+        weight: of the energy, which grows with the number of pairs.
+        sigma_position: standard deviation in pixels of the full image.
+        sigma_color: standard deviation in RGB, 0…255 scale.
+        scale: factor of the image's sides.
+        chunk: pixels whose kernel row is held at once.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1e-7,
+        sigma_position: float = 100.0,
+        sigma_color: float = 15.0,
+        scale: float = 0.5,
+        chunk: int = 1024,
+    ):
+        super().__init__()
+        self.weight = weight
+        self.sigma_position = sigma_position
+        self.sigma_color = sigma_color
+        self.scale = scale
+        self.chunk = chunk
+
+    def forward(self, logits: Tensor, rgb: Tensor, label: Tensor, box: Tensor) -> Tensor:
+        """Return the energy, a scalar ≤ 0.
+
+        Args:
+            logits: (B, K, h, w) segmentation logits.
+            rgb: (B, 3, H, W) in [0, 1].
+            label: (B, H, W) int64 pseudo label.
+            box: (B, 4) the image part of the crop; nothing else has energy.
+        """
+        size = (int(self.scale * rgb.shape[-2]), int(self.scale * rgb.shape[-1]))
+        full = F.interpolate(logits.float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False)
+        probability = F.interpolate(full.softmax(1), size=size, mode="bilinear", align_corners=False)
+        colour = F.interpolate(255.0 * rgb, size=size, mode="nearest")
+        inside = inside_box(box, (rgb.shape[-2], rgb.shape[-1]))
+        roi = F.interpolate(inside[:, None].to(rgb), size=size, mode="nearest")
+        unknown = F.interpolate((label == IGNORE_INDEX)[:, None].to(rgb), size=size, mode="nearest") > 0
+        masked = probability * roi
+        with torch.no_grad():
+            gate = (roi - probability.amax(1, keepdim=True)).masked_fill(unknown, 1.0).clamp_(min=0)
+            smooth = gate * self._filter(colour, masked)
+        energy = -(masked * smooth).sum() / len(rgb)
+        return self.weight * (2 * energy - energy.detach())  # its value, and twice its partial gradient
+
+    def _filter(self, colour: Tensor, maps: Tensor) -> Tensor:
+        """K applied to maps (B, K, h, w), exactly."""
+        height, width = maps.shape[-2:]
+        grid = torch.meshgrid(
+            torch.arange(height, device=maps.device), torch.arange(width, device=maps.device), indexing="ij"
+        )
+        position = torch.stack(grid).flatten(1).to(maps) / (self.sigma_position * self.scale)  # (2, n)
+        features = torch.cat(
+            [position.expand(len(maps), -1, -1), colour.flatten(2) / self.sigma_color], dim=1
+        ).mT.contiguous()  # (B, n, 5)
+        values = maps.flatten(2).mT  # (B, n, K)
+        rows = [
+            torch.cdist(part, features).square_().mul_(-0.5).exp_() @ values
+            for part in features.split(self.chunk, dim=1)
+        ]
+        return torch.cat(rows, dim=1).mT.reshape_as(maps)
+
+
+class AFALoss(nn.Module):
+    """All terms and their sum: L_cls + λ_seg L_seg + λ_aff L_aff (+ λ_reg L_reg) (AFA, equation 12).
+
+    Args:
+        seg_weight: λ_seg.
+        affinity_weight: λ_aff.
+        reg_weight: λ_reg.
+        dense_energy: the regulariser; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        seg_weight: float = 0.1,
+        affinity_weight: float = 0.1,
+        reg_weight: float = 0.01,
+        dense_energy: DenseEnergyLoss | None = None,
+    ):
+        super().__init__()
+        self.weights = {"cls": 1.0, "seg": seg_weight, "aff": affinity_weight, "reg": reg_weight}
+        self.dense_energy = dense_energy
+
+    def forward(
+        self, output: AFAOutput, batch: Batch, labels: PseudoLabels, rgb: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return every term that has a label, unweighted, and their weighted sum as ``total``.
+
+        Args:
+            output: of the training pass.
+            batch: tags and boxes are read.
+            labels: pseudo labels; a part that is None has no term.
+            rgb: (B, 3, H, W) in [0, 1]; only the regulariser reads it.
+        """
+        terms = {"cls": classification_loss(output.class_logits, batch["class_label"])}
+        if labels.segmentation is not None:
+            terms["seg"] = balanced_cross_entropy(output.seg_logits, labels.segmentation)
+            if self.dense_energy is not None:
+                assert rgb is not None
+                terms["reg"] = self.dense_energy(
+                    output.seg_logits, rgb, labels.segmentation, batch["valid_box"]
+                )
+        if labels.affinity is not None:
+            terms["aff"] = affinity_loss(output.affinity, labels.affinity)
+        return terms | {"total": self.total(terms)}
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the terms, by name."""
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

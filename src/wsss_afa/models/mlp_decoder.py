@@ -1,0 +1,48 @@
+"""The all-MLP segmentation head of SegFormer (Xie et al., NeurIPS 2021, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLPDecoder(nn.Module):
+    """Four feature maps to class logits at the resolution of the first.
+
+    Every stage is projected to ``dim`` channels, up-sampled to stage 1, concatenated and fused by a 1×1
+    convolution. A 1×1 convolution and bilinear up-sampling act on different axes and so commute: each stage
+    is projected *and* fused on its own coarse grid, and only the sum is taken at full resolution. The numbers
+    are those of concatenating first; the product over 4 · ``dim`` channels at full resolution is saved.
+
+    Args:
+        in_channels: channels of the four stages, finest first.
+        num_outputs: K, background included.
+        dim: width of the head.
+        dropout: share of channels dropped before the last layer, in training.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_outputs: int, dim: int = 256, dropout: float = 0.1):
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(channels, dim) for channels in in_channels)
+        self.fuse = nn.Conv2d(dim * len(in_channels), dim, 1, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.dropout = nn.Dropout2d(dropout)
+        self.predict = nn.Conv2d(dim, num_outputs, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, num_outputs, h1, w1) for features [(B, C_i, h_i, w_i)], finest first."""
+        size = features[0].shape[-2:]
+        # The published layout of the fusion's input channels is coarsest first.
+        fusions = self.fuse.weight.chunk(len(features), dim=1)[::-1]
+        maps = [
+            F.conv2d(F.conv2d(feature, projection.weight[:, :, None, None], projection.bias), fusion)
+            for feature, projection, fusion in zip(features, self.projections, fusions, strict=True)
+        ]
+        fused = maps[0]  # (B, dim, h1, w1)
+        for coarse in maps[1:]:
+            fused = fused + F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        predicted: Tensor = self.predict(self.dropout(torch.relu(self.norm(fused))))
+        return predicted

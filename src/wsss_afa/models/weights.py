@@ -1,0 +1,251 @@
+"""Published checkpoints: their names → ours, as pure functions over state dictionaries, and reading files.
+
+Names in, names out (i: stage from 0, j: block)::
+
+    NVIDIA            patch_embed{i+1}.  block{i+1}.{j}.  norm{i+1}.                   head.
+    Hugging Face      patch_embeddings.{i}.  block.{i}.{j}.  layer_norm.{i}.           classifier.
+    ours              stages.{i}.patch_embed.  stages.{i}.blocks.{j}.  stages.{i}.norm.
+
+The AFA program's network holds an encoder with NVIDIA's names, and heads of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from timm.models import load_state_dict, load_state_dict_from_hf
+from torch import Tensor, nn
+
+from wsss_afa.types import UserError
+
+_Rules = tuple[tuple[str, str], ...]
+
+_NVIDIA: _Rules = (
+    (r"^patch_embed([1-4])\.", r"stages.\1.patch_embed."),
+    (r"^block([1-4])\.", r"stages.\1.blocks."),
+    (r"^norm([1-4])\.", r"stages.\1.norm."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+)
+_HUGGING_FACE: _Rules = (
+    (r"^patch_embeddings\.(\d)\.layer_norm\.", r"stages.\1.patch_embed.norm."),
+    (r"^patch_embeddings\.(\d)\.", r"stages.\1.patch_embed."),
+    (r"^block\.(\d)\.", r"stages.\1.blocks."),
+    (r"^layer_norm\.(\d)\.", r"stages.\1.norm."),
+    (r"\.layer_norm_([12])\.", r".norm\1."),
+    (r"\.attention\.self\.query\.", ".attn.q."),
+    (r"\.attention\.self\.(key|value|sr)\.", r".attn.\1."),
+    (r"\.attention\.self\.layer_norm\.", ".attn.norm."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+    (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
+)
+_AFA: _Rules = (
+    (r"^decoder\.linear_c([1-4])\.proj\.", r"decoder.projections.\1."),
+    (r"^decoder\.linear_fuse\.conv\.", "decoder.fuse."),
+    (r"^decoder\.linear_fuse\.bn\.", "decoder.norm."),
+    (r"^decoder\.linear_pred\.", "decoder.predict."),
+    (r"^attn_proj\.", "affinity_head."),
+)
+_PUBLISHED_HEAD = re.compile(r"^(head|classifier)\.(weight|bias)$")
+_FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
+_SOURCES = "a file (.pth, .bin, .safetensors), a URL, or a hub id such as nvidia/mit-b1"
+_HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
+
+
+def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a Mix Transformer's published weights our names, whichever of the three sets they have now.
+
+    The layout is recognised by the keys. The classification head goes; a key that no rule knows stays as it
+    is, so that `check_fit` can name it.
+
+    Args:
+        state: NVIDIA's, Hugging Face's (with or without the prefix `segformer.encoder.`) or our own names.
+
+    Returns:
+        Parameters of `MixTransformer`, by name. Separate keys and values have become one `kv`.
+
+    Raises:
+        UserError: the keys are those of no Mix Transformer.
+    """
+    state = {key: value for key, value in state.items() if not _PUBLISHED_HEAD.match(key)}
+    if "stages.0.patch_embed.proj.weight" in state:
+        return state
+    if "patch_embed1.proj.weight" in state:
+        return {_from_one(_apply(_NVIDIA, key), "stages"): value for key, value in state.items()}
+    bare = {_HUGGING_FACE_PREFIX.sub("", key): value for key, value in state.items()}
+    if "patch_embeddings.0.proj.weight" in bare:
+        return _join_keys_and_values({_apply(_HUGGING_FACE, key): value for key, value in bare.items()})
+    raise UserError(
+        f"these weights are no Mix Transformer's (keys such as {_some(state)}); need NVIDIA's mit_b*.pth or "
+        "Hugging Face's nvidia/mit-b*: set pretrained to one of those, or pretrained=null"
+    )
+
+
+def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give a checkpoint of the released AFA program the names of our AFANet.
+
+    Args:
+        state: names as released, each with or without a leading `module.`.
+
+    Returns:
+        `backbone.*`, `decoder.*`, `affinity_head.*` and `classifier.weight`; the affinity head's 1×1
+        convolution (1, M, 1, 1) has become the vector (M,) of its weights.
+
+    Raises:
+        UserError: the keys are not those of a released AFA network.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if "encoder.patch_embed1.proj.weight" not in state or "attn_proj.weight" not in state:
+        raise UserError(
+            f"this is no released AFA checkpoint (keys such as {_some(state)}); need encoder.*, decoder.*, "
+            "attn_proj and classifier: give the file that the AFA authors' program wrote"
+        )
+    encoder = {key.removeprefix("encoder."): v for key, v in state.items() if key.startswith("encoder.")}
+    heads = {
+        _from_one(_apply(_AFA, key), "decoder.projections"): value
+        for key, value in state.items()
+        if not key.startswith("encoder.")
+    }
+    heads["affinity_head.weight"] = heads["affinity_head.weight"].flatten()  # (1, M, 1, 1) → (M,)
+    return {f"backbone.{key}": value for key, value in rename_mit(encoder).items()} | heads
+
+
+def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Let weights through that fill the model exactly, and say in one line why others do not.
+
+    Args:
+        state: weights under the model's own names.
+        model: what they are meant for.
+
+    Returns:
+        The same weights.
+
+    Raises:
+        UserError: a weight is missing, unexpected, or of another shape.
+    """
+    own = model.state_dict()
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    problems = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
+    problems += [f"{len(unexpected)} unexpected ({_some(unexpected)})"] if unexpected else []
+    if reshaped:
+        key = min(reshaped)
+        shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        problems.append(f"{len(reshaped)} of another shape ({shapes})")
+    if problems:
+        raise UserError(
+            f"the weights are not this variant's: {', '.join(problems)}; choose the variant that the weights "
+            "belong to, or other weights"
+        )
+    return dict(state)
+
+
+def fit_mit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """`rename_mit`, then `check_fit`: published weights, ready for `model.load_state_dict`."""
+    return check_fit(rename_mit(state), model)
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """Read a state dictionary from a file, a URL or the Hugging Face hub; downloads are kept and used again.
+
+    Nothing in a file is ever executed (`weights_only=True`). URLs are kept in torch's hub folder
+    (`TORCH_HOME`), hub models in `HF_HOME`, where `HF_HUB_OFFLINE=1` keeps to what is there already.
+
+    Args:
+        source: path to a .pth, .bin or .safetensors file; http(s) or file URL; or hub id `owner/name`, with
+            `@revision` if wanted.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        UserError: there is no such file, it cannot be fetched, or it is no checkpoint.
+    """
+    path = Path(source).expanduser()
+    if "://" in source:
+        return _read_file(_download(source), source)
+    if path.is_file():
+        return _read_file(path, source)
+    if _HUB_ID.fullmatch(source) and path.suffix not in _FILE_TYPES:
+        return _read_hub(source)
+    raise UserError(
+        f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, or null (random weights)"
+    )
+
+
+def _read_file(path: Path, source: str) -> dict[str, Tensor]:
+    try:
+        state = load_state_dict(str(path))
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
+        raise UserError(
+            f"{source}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
+            "torch.save or safetensors wrote: fetch the file again, or set pretrained=null (random weights)"
+        ) from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"{source}: holds no state dictionary (entries such as {_some(state)}); need tensors by name, "
+            "alone or under 'state_dict' or 'model': save model.state_dict()"
+        )
+    return dict(state)
+
+
+def _read_hub(source: str) -> dict[str, Tensor]:
+    try:
+        return dict(load_state_dict_from_hf(source))
+    except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
+        raise UserError(
+            f"{source}: no such file, and no weights from the hub ({_first_line(error)}); need {_SOURCES}: "
+            f"check name and connection, or download pytorch_model.bin from the hub page of {source} "
+            "elsewhere and set pretrained=FILE, or pretrained=null (random weights)"
+        ) from error
+
+
+def _download(url: str) -> Path:
+    # The name alone (often pytorch_model.bin) would let one model's cached file pass for another's.
+    name = f"{sha256(url.encode()).hexdigest()[:16]}-{url.split('?')[0].rsplit('/', 1)[-1]}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{url}: cannot be downloaded ({_first_line(error)}); need an address that answers: check it and "
+            "the connection, or download it elsewhere and set pretrained=FILE, or pretrained=null"
+        ) from error
+    return path
+
+
+def _apply(rules: _Rules, key: str) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _from_one(key: str, list_name: str) -> str:
+    """Count the members of a module list from 0 where the published name counts from 1."""
+    return re.sub(rf"^({re.escape(list_name)})\.(\d)\.", lambda m: f"{m[1]}.{int(m[2]) - 1}.", key)
+
+
+def _join_keys_and_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stack each block's key and value projection, (C, C) each, into one `kv`, (2C, C): keys first."""
+    for key in [name for name in state if ".attn.key." in name]:
+        value = key.replace(".attn.key.", ".attn.value.")
+        if value in state:
+            joined = torch.cat([state.pop(key), state.pop(value)])
+            state[key.replace(".attn.key.", ".attn.kv.")] = joined
+    return state
+
+
+def _some(keys: Iterable[object]) -> str:
+    return ", ".join(sorted(map(str, keys))[:2]) or "none"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

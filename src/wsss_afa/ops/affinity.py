@@ -1,0 +1,51 @@
+"""Pairs of tokens: who is near whom, and who belongs together (AFA, section 3.3)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss_afa.types import IGNORE_INDEX
+
+
+@lru_cache(maxsize=16)
+def radius_mask(height: int, width: int, radius: int, device: torch.device | None = None) -> Tensor:
+    """Pairs of grid cells at most ``radius`` apart along each axis (Chebyshev distance).
+
+    Args:
+        height: h of the token grid.
+        width: w of the token grid.
+        radius: in cells.
+        device: of the result, which is kept for the next call.
+
+    Returns:
+        (N, N) bool, symmetric, true on the diagonal; do not write into it.
+    """
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    return (_distance(rows) <= radius) & (_distance(columns) <= radius)
+
+
+def _distance(position: Tensor) -> Tensor:
+    return (position[:, None] - position[None, :]).abs()
+
+
+def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
+    """Which pairs of tokens share a class, from a pseudo label.
+
+    Args:
+        label: (B, H, W) int64 in [0, C] or 255.
+        grid: (h, w) of the tokens; the label is taken at the nearest pixel.
+        radius: pairs farther apart than this, in cells, are ignored.
+
+    Returns:
+        (B, N, N) int64: 1 same class, 0 different, 255 where either token is 255 or they are too far apart.
+    """
+    tokens = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1).long()  # (B, N)
+    pairs = (tokens[:, :, None] == tokens[:, None, :]).long()
+    known = tokens != IGNORE_INDEX
+    counted = known[:, :, None] & known[:, None, :] & radius_mask(*grid, radius, label.device)
+    return pairs.masked_fill_(~counted, IGNORE_INDEX)

@@ -1,0 +1,55 @@
+"""Bilinear resizing of a different box in every image of a batch, in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def resize_boxes(
+    maps: Tensor, source: Tensor, target: Tensor, size: tuple[int, int], align_corners: bool = False
+) -> Tensor:
+    """Resize each image's ``source`` box into its ``target`` box on a new canvas, as if cropped first.
+
+    Equals cropping, ``torch.nn.functional.interpolate(mode="bilinear")`` and pasting, image by image.
+
+    Args:
+        maps: (B, G, H, W).
+        source: (B, 4) boxes to read, pixels of ``maps``.
+        target: (B, 4) boxes to write, pixels of the new canvas.
+        size: height and width of the new canvas.
+        align_corners: as in ``interpolate``.
+
+    Returns:
+        (B, G, *size), 0 outside ``target``.
+    """
+    for axis in (0, 1):
+        start, stop = source[:, 2 * axis], source[:, 2 * axis + 1]
+        new_start, new_stop = target[:, 2 * axis], target[:, 2 * axis + 1]
+        position = torch.arange(size[axis], device=maps.device)[None] - new_start[:, None]  # (B, S)
+        length, new_length = (stop - start)[:, None], (new_stop - new_start)[:, None]
+        if align_corners:
+            wanted = position * ((length - 1) / (new_length - 1).clamp(min=1))
+        else:
+            wanted = (position + 0.5) * (length / new_length) - 0.5
+        wanted = torch.minimum(wanted.clamp(min=0), (length - 1).to(wanted))
+        inside = (position >= 0) & (position < new_length)
+        maps = _interpolate(maps, 2 + axis, start[:, None], wanted, length) * _along(inside, 2 + axis)
+    return maps
+
+
+def _interpolate(maps: Tensor, dim: int, start: Tensor, wanted: Tensor, length: Tensor) -> Tensor:
+    """Linear interpolation along ``dim`` at ``wanted`` (B, S), counted from ``start`` (B, 1)."""
+    lower = wanted.long()
+    upper = torch.minimum(lower + 1, length - 1)
+    share = _along(wanted - lower, dim)
+    shape = list(maps.shape)
+    shape[dim] = wanted.shape[1]
+    near = maps.gather(dim, _along(lower + start, dim).expand(shape))
+    far = maps.gather(dim, _along(upper + start, dim).expand(shape))
+    return near * (1 - share) + far * share
+
+
+def _along(values: Tensor, dim: int) -> Tensor:
+    """View (B, S) so that S lies along ``dim`` of a batch of maps."""
+    return values[:, None, :, None] if dim == 2 else values[:, None, None, :]

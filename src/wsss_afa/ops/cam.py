@@ -1,0 +1,86 @@
+"""Class activation maps over scales and mirror images (AFA, section 3.1 and 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_afa.types import Activation, UserError
+
+
+class Activates(Protocol):
+    """A network that makes raw activation maps."""
+
+    def activate(self, image: Tensor) -> Activation:
+        """Return the raw map (B, C, h, w) and tokens of a normalised image (B, 3, H, W)."""
+        ...
+
+
+def normalize_cam(cam: Tensor) -> Tensor:
+    """Shift and scale each map to [0, 1]: (x − min) / (max − min + 1e-5).
+
+    Args:
+        cam: (B, C, H, W), any range.
+    """
+    cam = cam - cam.amin((-2, -1), keepdim=True)
+    return cam / (cam.amax((-2, -1), keepdim=True) + 1e-5)
+
+
+class MultiScaleCAM(nn.Module):
+    """Sum over scales of ReLU(max(map, un-mirrored map of the mirror image)), normalised.
+
+    The network keeps the mode it is in (the released program leaves drop path on while training). Mirrored
+    and plain images are passed one after the other, which halves the peak of memory.
+
+    Args:
+        scales: factors of the image's sides; the result's tokens are those of the largest one, un-mirrored.
+        mirror: also pass the mirror image at each scale.
+    """
+
+    def __init__(self, scales: Sequence[float] = (1.0, 0.5, 1.5), mirror: bool = True):
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise UserError(
+                f"scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5, 1.5]"
+            )
+        self.scales = tuple(scales)
+        self.mirror = mirror
+
+    @torch.no_grad()
+    def forward(self, net: Activates, image: Tensor, known: Activation | None = None) -> Activation:
+        """Return the merged map (B, C, H, W) in [0, 1], float32, and the largest scale's tokens.
+
+        Args:
+            net: makes the raw maps.
+            image: (B, 3, H, W) normalised.
+            known: the raw activation of ``image`` itself where a pass has made it already; it serves as the
+                un-mirrored map of scale 1.
+        """
+        total = None
+        for scale in self.scales:
+            scaled = _rescale(image, scale)
+            plain = known if known is not None and scale == 1 else net.activate(scaled)
+            merged = _resize(plain.cam.float(), image.shape[-2:])
+            if self.mirror:
+                mirrored = net.activate(scaled.flip(-1)).cam.float()
+                merged = torch.maximum(merged, _resize(mirrored, image.shape[-2:]).flip(-1))
+            merged = merged.relu_()
+            total = merged if total is None else total + merged
+            if scale == max(self.scales):
+                tokens = plain.tokens
+        assert total is not None
+        return Activation(cam=normalize_cam(total), tokens=tokens)
+
+
+def _rescale(image: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return image
+    return _resize(image, [int(scale * side) for side in image.shape[-2:]])
+
+
+def _resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,262 @@
+"""From activation maps to labels that a segmentation network can learn (AFA, sections 3.3 and 3.4).
+
+    CAM ──► PAR ──────────────────► refined label ──► L_seg, L_aff
+     └────► propagation ──► PAR ──► propagated label ──► L_seg
+
+Nothing here has a gradient. All classes, both thresholds and all images of a batch go through each step at
+once; only the classes that an image has are kept, compacted to the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_afa.ops.affinity import affinity_label
+from wsss_afa.ops.boxes import resize_boxes
+from wsss_afa.ops.cam import Activates, MultiScaleCAM
+from wsss_afa.ops.par import PixelAdaptiveRefinement
+from wsss_afa.ops.random_walk import RandomWalkPropagation
+from wsss_afa.types import IGNORE_INDEX, Activation, AFAOutput, Batch, PseudoLabels, UserError, inside_box
+
+
+class OwnClasses(NamedTuple):
+    """Background and the classes of each image, compacted to the front; G is the most any image has."""
+
+    ids: Tensor
+    """(B, G) int64 in [0, C], ascending where present."""
+    present: Tensor
+    """(B, G) bool; false is filling."""
+
+
+def own_classes(class_label: Tensor) -> OwnClasses:
+    """Compact multi-hot tags (B, C) to the ids of background and the classes present."""
+    present = F.pad(class_label > 0, (1, 0), value=True)  # (B, K)
+    most = int(present.sum(dim=1).max())
+    present, ids = present.int().sort(dim=1, descending=True, stable=True)
+    return OwnClasses(ids[:, :most], present[:, :most].bool())
+
+
+def class_scores(cam: Tensor, classes: OwnClasses, background: float) -> Tensor:
+    """Soft-max over background and own classes.
+
+    Args:
+        cam: (B, C, h, w) in [0, 1].
+        classes: which classes each image has.
+        background: constant score β of the background.
+
+    Returns:
+        (B, G, h, w) in [0, 1], 0 for filling.
+    """
+    stacked = F.pad(cam, (0, 0, 0, 0, 1, 0), value=background)  # (B, K, h, w)
+    index = classes.ids[:, :, None, None].expand(-1, -1, *cam.shape[-2:])
+    own = stacked.gather(1, index).masked_fill(~classes.present[:, :, None, None], float("-inf"))
+    return own.softmax(dim=1)
+
+
+def best_class(scores: Tensor, classes: OwnClasses) -> Tensor:
+    """Class ids (B, H, W) int64 of the best of the scores (B, G, H, W)."""
+    best = scores.argmax(dim=1)
+    return classes.ids.gather(1, best.flatten(1)).view_as(best)
+
+
+def cam_label(cam: Tensor, class_label: Tensor, low: float, high: float) -> Tensor:
+    """Threshold activation maps.
+
+    Args:
+        cam: (B, C, H, W) in [0, 1].
+        class_label: (B, C) multi-hot; other classes never win.
+        low: scores up to here are background.
+        high: scores above ``low`` and up to here are ignored; ``low`` for a label without ignored pixels.
+
+    Returns:
+        (B, H, W) int64 in [0, C] or 255.
+    """
+    score, best = (cam * class_label[:, :, None, None]).max(dim=1)
+    label = (best + 1).masked_fill_(score <= high, IGNORE_INDEX)
+    return label.masked_fill_(score <= low, 0)
+
+
+def merge_thresholds(low: Tensor, high: Tensor) -> Tensor:
+    """Foreground where the high threshold says so, background where both do, 255 between.
+
+    Args:
+        low: (B, H, W) int64 label made with the low background score.
+        high: (B, H, W) int64 label made with the high background score.
+    """
+    label = high.masked_fill(high == 0, IGNORE_INDEX)
+    return label.masked_fill_((high == 0) & (low == 0), 0)
+
+
+def ignore_outside(label: Tensor, box: Tensor) -> Tensor:
+    """Set the label (B, H, W) to 255 outside the box (B, 4)."""
+    return label.masked_fill(~inside_box(box, (label.shape[-2], label.shape[-1])), IGNORE_INDEX)
+
+
+def to_rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo the normalisation, truncate to 8 bits and scale to [0, 1], as the released program does.
+
+    Args:
+        image: (B, 3, H, W) normalised.
+        mean: of the channels, 0…255.
+        std: of the channels, 0…255.
+    """
+    channels = [image[:, i].float() * std[i] + mean[i] for i in range(3)]
+    return torch.stack(channels, dim=1).clamp_(0, 255).to(torch.uint8) / 255.0
+
+
+class PseudoLabeler(nn.Module):
+    """Make the labels that the losses of a step need, and no others.
+
+    Args:
+        cam: makes multi-scale activation maps.
+        refine: PAR; None leaves the maps as they are (the paper's baseline).
+        propagate: random walk; None never propagates nor asks for affinity labels.
+        low: β_l, background score below which pixels are background.
+        high: β_h, background score above which pixels are foreground.
+        eval_threshold: background score of the activation map's label in evaluation.
+        start_step: up to this step only the classification loss is trained.
+        propagation_step: up to this step labels are refined only, after it propagated as well.
+        affinity_radius: pairs of tokens farther apart teach no affinity, in cells.
+        affinity_from_propagated: after ``propagation_step`` affinity labels come from the propagated label
+            (the released COCO program) instead of the refined one.
+        reuse_training_pass: the training pass's own features serve as the un-mirrored map of scale 1. The
+            released program passes the image again, which differs by drop path only.
+        downscale: factor by which images are reduced before refinement.
+        mean: of the image's normalisation, 0…255.
+        std: of the image's normalisation, 0…255.
+    """
+
+    def __init__(
+        self,
+        cam: MultiScaleCAM,
+        refine: PixelAdaptiveRefinement | None,
+        propagate: RandomWalkPropagation | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        low: float = 0.35,
+        high: float = 0.55,
+        eval_threshold: float = 0.45,
+        start_step: int = 2000,
+        propagation_step: int = 6000,
+        affinity_radius: int = 8,
+        affinity_from_propagated: bool = False,
+        reuse_training_pass: bool = True,
+        downscale: int = 2,
+    ):
+        super().__init__()
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"thresholds low={low}, high={high}: need 0 ≤ low ≤ high ≤ 1")
+        self.cam = cam
+        self.refine = refine
+        self.propagate = propagate
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.low, self.high, self.eval_threshold = low, high, eval_threshold
+        self.start_step, self.propagation_step = start_step, propagation_step
+        self.affinity_radius = affinity_radius
+        self.affinity_from_propagated = affinity_from_propagated
+        self.reuse_training_pass = reuse_training_pass
+        self.downscale = downscale
+
+    def needed(self, step: int) -> bool:
+        """Whether any loss of this step (counted from 0) uses a pseudo label."""
+        return step > self.start_step
+
+    @torch.no_grad()
+    def forward(self, net: nn.Module, batch: Batch, output: AFAOutput, step: int) -> PseudoLabels:
+        """Return the labels of one step (counted from 0) after ``start_step``.
+
+        Args:
+            net: an AFANet in training mode.
+            batch: ``image``, ``class_label`` and ``valid_box`` are read.
+            output: of the training pass on the same batch.
+            step: optimiser steps done so far.
+        """
+        known = output.activation if self.reuse_training_pass else None
+        activation = self.cam(net, batch["image"], known)
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            return self._labels(net, batch, activation, output.activation.tokens.grid, step)
+
+    def _labels(
+        self, net: nn.Module, batch: Batch, activation: Activation, grid: tuple[int, int], step: int
+    ) -> PseudoLabels:
+        cam, tags, box = activation.cam, batch["class_label"], batch["valid_box"]
+        if self.refine is None:
+            label = cam_label(cam, tags, self.low, self.high)
+            return PseudoLabels(segmentation=ignore_outside(label, box))
+        rgb = to_rgb(batch["image"], self.mean, self.std)
+        classes = own_classes(tags)
+        propagating = self.propagate is not None and step > self.propagation_step
+        refined = propagated = None
+        if propagating:
+            maps = self.propagated_maps(activation, net.affinity_head(activation.tokens), classes)
+            propagated = self.label(self.refine_in_box(rgb, maps, box), classes, box)
+        if not propagating or not self.affinity_from_propagated:
+            refined = self.label(self.refined_maps(rgb, cam, classes), classes, box)
+        segmentation = propagated if propagated is not None else refined
+        if self.propagate is None:
+            return PseudoLabels(segmentation=segmentation)
+        source = refined if refined is not None else propagated
+        assert source is not None
+        return PseudoLabels(segmentation, affinity_label(source, grid, self.affinity_radius))
+
+    @torch.no_grad()
+    def evaluate(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Labels of the activation map (``cam``) and of the propagated one (``affinity``) for an evaluation.
+
+        Returns:
+            (B, H, W) int64 labels in [0, C]; classes come from the image's tags, as in the paper's tables.
+            ``affinity`` is missing where there is no propagation.
+        """
+        activation = self.cam(net, batch["image"])
+        tags = batch["class_label"]
+        labels = {"cam": cam_label(activation.cam, tags, self.eval_threshold, self.eval_threshold)}
+        if self.propagate is not None:
+            with torch.autocast(batch["image"].device.type, enabled=False):
+                classes = own_classes(tags)
+                maps = self.propagated_maps(activation, net.affinity_head(activation.tokens), classes)
+                labels["affinity"] = best_class(_resize(maps[0], batch["image"].shape[-2:]), classes)
+        return labels
+
+    def refined_maps(self, rgb: Tensor, cam: Tensor, classes: OwnClasses) -> list[Tensor]:
+        """PAR of the scores of both thresholds over the whole crop: low and high, each (B, G, H, W)."""
+        size = cam.shape[-2:]
+        small = (size[0] // self.downscale, size[1] // self.downscale)
+        scores = self._scores(_resize(cam, small), classes)
+        assert self.refine is not None
+        return list(_resize(self.refine(_resize(rgb, small), scores), size).chunk(2, dim=1))
+
+    def propagated_maps(self, activation: Activation, affinity: Tensor, classes: OwnClasses) -> list[Tensor]:
+        """Scores of both thresholds after the random walk: low and high, each (B, G, h, w)."""
+        scores = self._scores(_resize(activation.cam, activation.tokens.grid), classes)
+        assert self.propagate is not None
+        return list(self.propagate(scores, affinity).chunk(2, dim=1))
+
+    def refine_in_box(self, rgb: Tensor, maps: Sequence[Tensor], box: Tensor) -> list[Tensor]:
+        """PAR inside each image's box alone, of maps on any grid: each (B, G, H, W), 0 outside the box."""
+        assert self.refine is not None
+        size = (rgb.shape[-2], rgb.shape[-1])
+        small = (size[0] // self.downscale, size[1] // self.downscale)
+        extent = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]], dim=1) // self.downscale
+        corner = torch.stack([z := torch.zeros_like(box[:, 0]), extent[:, 0], z, extent[:, 1]], dim=1)
+        full = _resize(torch.cat(list(maps), dim=1), size)
+        crop = resize_boxes(full, box, corner, small, align_corners=True)
+        refined = self.refine(resize_boxes(rgb, box, corner, small), crop, extent)
+        return list(resize_boxes(refined, corner, box, size).chunk(len(maps), dim=1))
+
+    def label(self, maps: Sequence[Tensor], classes: OwnClasses, box: Tensor) -> Tensor:
+        """Merge the maps of both thresholds (low, high) to a label (B, H, W), 255 outside the box."""
+        low, high = (best_class(scores, classes) for scores in maps)
+        return ignore_outside(merge_thresholds(low, high), box)
+
+    def _scores(self, cam: Tensor, classes: OwnClasses) -> Tensor:
+        """Scores of the low threshold, then of the high one, (B, 2·G, h, w)."""
+        return torch.cat([class_scores(cam, classes, beta) for beta in (self.low, self.high)], dim=1)
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

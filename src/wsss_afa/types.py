@@ -1,0 +1,121 @@
+"""What flows between the parts: batches, network outputs, pseudo labels.
+
+Shape legend, used in every file:
+
+====  =======================================================================
+B     batch
+C     foreground classes (``num_classes``)
+K     C + 1: background is class 0, foreground class c is c + 1
+H, W  image (crop) in pixels
+h, w  token grid of the last stage, H/16 and W/16
+N     tokens, h * w
+M     attention heads handed to the affinity head
+box   valid part of a crop: top, bottom, left, right in pixels, half open
+====  =======================================================================
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Mask value of pixels that neither losses nor metrics count."""
+
+
+class UserError(ValueError):
+    """What the user can mend: got, needed, what to do. Entry points print the message alone."""
+
+
+class Sample(TypedDict):
+    """One item of a dataset, before augmentation."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    class_label: NDArray[np.float32]
+    """(C,) multi-hot image tags."""
+    name: str
+    """Unique in its split."""
+    mask: NotRequired[NDArray[np.uint8]]
+    """(H, W) in [0, C] or 255; only in splits made for evaluation."""
+
+
+class Batch(TypedDict):
+    """One collated batch; every dataset fills the same keys."""
+
+    image: Tensor
+    """(B, 3, H, W) float32, RGB, normalised."""
+    class_label: Tensor
+    """(B, C) float32 multi-hot image tags."""
+    valid_box: Tensor
+    """(B, 4) int64 box: what of the crop is image and not padding."""
+    name: list[str]
+    """Image names, B of them."""
+    mask: NotRequired[Tensor]
+    """(B, H, W) int64 in [0, C] or 255; evaluation only."""
+
+
+class BackboneOutput(NamedTuple):
+    """Features of every stage and what affinity is made of."""
+
+    features: list[Tensor]
+    """Four maps, (B, channels[i], H/reduction[i], W/reduction[i])."""
+    queries: list[Tensor]
+    """Of the last blocks, oldest first: (B, heads, N, head_dim)."""
+    keys: list[Tensor]
+    """Like the queries."""
+
+
+class AffinityTokens(NamedTuple):
+    """What the affinity head multiplies, and the grid that its N tokens lie on."""
+
+    queries: list[Tensor]
+    """Per block (B, heads, N, head_dim)."""
+    keys: list[Tensor]
+    """Per block (B, heads, N, head_dim)."""
+    grid: tuple[int, int]
+    """(h, w), h * w = N."""
+
+
+class Activation(NamedTuple):
+    """A class activation map and the tokens of the pass that made it, both without gradient."""
+
+    cam: Tensor
+    """(B, C, h, w) raw, or (B, C, H, W) in [0, 1] after scales are merged."""
+    tokens: AffinityTokens
+    """Of the same pass, or of the largest scale."""
+
+
+class AFAOutput(NamedTuple):
+    """What one training pass of the network yields."""
+
+    class_logits: Tensor
+    """(B, C)."""
+    seg_logits: Tensor
+    """(B, K, H/4, W/4)."""
+    affinity: Tensor
+    """(B, N, N) in [0, 1], symmetric."""
+    activation: Activation
+    """Raw map and tokens of this pass."""
+
+
+class PseudoLabels(NamedTuple):
+    """Supervision made from tags alone; a part is None where no loss uses it."""
+
+    segmentation: Tensor | None = None
+    """(B, H, W) int64 in [0, C] or 255."""
+    affinity: Tensor | None = None
+    """(B, N, N) int64: 1 same class, 0 different, 255 ignored."""
+
+
+def inside_box(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels (B, H, W) bool of a canvas of ``size`` (H, W) that lie inside each image's box (B, 4)."""
+    rows = torch.arange(size[0], device=box.device)
+    columns = torch.arange(size[1], device=box.device)
+    inside_rows = (rows >= box[:, 0, None]) & (rows < box[:, 1, None])  # (B, H)
+    inside_columns = (columns >= box[:, 2, None]) & (columns < box[:, 3, None])  # (B, W)
+    return inside_rows[:, :, None] & inside_columns[:, None, :]

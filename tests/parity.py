@@ -93,7 +93,7 @@ def build(meta: dict[str, Any], state: dict[str, Tensor]) -> tuple[AFANet, Pseud
         start_step=-1,
         propagation_step=-1,
         affinity_radius=meta["radius"],
-        affinity_from_propagated=meta["coco"],
+        affinity_from_propagated=meta.get("coco", False),
     )
     return net, labeler
 
@@ -119,9 +119,9 @@ def compare_step(file: dict[str, np.ndarray]) -> Iterator[Row]:
     out = {k[len("out/") :]: v for k, v in file.items() if k.startswith("out/")}
     seen: set[str] = set()
     for row in chain(
-        _evaluation_mode(net.eval(), batch, out),
-        _training_mode(net.train(), labeler, batch, out, meta),
-        _step(copy.deepcopy(net).train(), labeler, batch, file),
+        _evaluation_mode(net, batch, out),
+        _training_mode(net, labeler, batch, out, meta),
+        _step(net, labeler, batch, file),
     ):
         seen.add(row.name)
         yield row
@@ -130,6 +130,7 @@ def compare_step(file: dict[str, np.ndarray]) -> Iterator[Row]:
 
 
 def _evaluation_mode(net: AFANet, batch: Batch, out: dict[str, np.ndarray]) -> Iterator[Row]:
+    net.eval()
     with torch.no_grad():
         encoded, result = net.backbone(batch["image"]), net(batch["image"])
     ours = {f"feature{i + 1}": feature for i, feature in enumerate(encoded.features)} | {
@@ -146,6 +147,7 @@ def _training_mode(
     net: AFANet, labeler: PseudoLabeler, batch: Batch, out: dict[str, np.ndarray], meta: dict[str, Any]
 ) -> Iterator[Row]:
     image, tags, box = batch["image"], batch["class_label"], batch["valid_box"]
+    net.train()
     with torch.no_grad():
         result = copy.deepcopy(net)(image)
         activation = labeler.cam(net, image, result.activation)
@@ -280,10 +282,9 @@ def _released_names(file: dict[str, np.ndarray]) -> dict[str, str]:
 def compare_refinement(file: dict[str, np.ndarray]) -> Iterator[Row]:
     """Rows of a refinement file: PAR after so many iterations."""
     meta = json.loads(str(file["meta"]))
-    for name in sorted(k for k in file if re.fullmatch(r"\d+/par.*", k)):
-        index, settings = name.split("/")[0], name.split("/")[1]
-        num_iter = int(settings.split("iter")[1])
-        par = PixelAdaptiveRefinement(num_iter, meta["par"]["dilations"])
+    for name in sorted(k for k in file if re.fullmatch(r"\d+/par.*_iter\d+", k)):
+        index, settings, num_iter = re.fullmatch(r"(\d+)/(.+)_iter(\d+)", name).groups()
+        par = PixelAdaptiveRefinement(int(num_iter), meta[settings]["dilations"])
         image = torch.from_numpy(file[f"{index}/image"]).permute(2, 0, 1)[None].float() / 255
         mask = torch.from_numpy(file[f"{index}/mask"])[None]
         full = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", align_corners=True)

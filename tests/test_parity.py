@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import parity
 import pytest
+
+import parity
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 MORE = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("*.npz"))

@@ -116,7 +116,7 @@ class DenseEnergyLoss(nn.Module):
         values = maps.flatten(2).mT  # (B, n, K)
         rows = [
             torch.cdist(part, features).square_().mul_(-0.5).exp_() @ values
-            for part in features.split(self.chunk, dim=1)
+            for part in torch.split(features, self.chunk, dim=1)
         ]
         return torch.cat(rows, dim=1).mT.reshape_as(maps)
 

@@ -27,6 +27,12 @@ IGNORE_INDEX = 255
 """Mask value of pixels that neither losses nor metrics count."""
 
 
+MEAN = (123.675, 116.28, 103.53)
+"""ImageNet's mean RGB, in 0…255 units."""
+STD = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation of RGB, in 0…255 units."""
+
+
 class UserError(ValueError):
     """What the user can mend: got, needed, what to do. Entry points print the message alone."""
 

@@ -82,20 +82,17 @@ class COCO:
         classes = _classes(content["categories"], path)
         annotated = {item["image_id"] for item in content["annotations"]}
         images = [image for image in content["images"] if image["id"] in annotated]
-        row = {image["id"]: index for index, image in enumerate(images)}
+        rows = {image["id"]: row for row, image in enumerate(images)}
         self._files = [image["file_name"] for image in images]
         require_files(self._folder, self._files, path.stem)
         self._labels = np.zeros((len(images), len(classes)), bool)
         for item in content["annotations"]:
-            self._labels[row[item["image_id"]], classes[item["category_id"]]] = True
+            self._labels[rows[item["image_id"]], classes[item["category_id"]]] = True
         self._regions: list[list[Region]] | None = None
         if with_mask:
+            self._regions = _group(content["annotations"], rows, classes)
             self._sizes = [(image["height"], image["width"]) for image in images]
             self._cache = Path(cache_dir or "~/.cache/wsss_afa").expanduser() / _fingerprint(path)
-            self._regions = [[] for _ in images]
-            for item in content["annotations"]:
-                label = IGNORE_INDEX if item.get("iscrowd") else classes[item["category_id"]] + 1
-                self._regions[row[item["image_id"]]].append(Region(label, item["segmentation"]))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -182,10 +179,17 @@ def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
     """Category id to class index."""
     ordered = sorted(categories, key=lambda category: category["id"])
     if tuple(category["name"] for category in ordered) != COCO_CLASSES:
-        raise UserError(
-            f"{path} has {len(ordered)} categories that differ from COCO's 80: copy the original file"
-        )
+        raise UserError(f"{path} has {len(ordered)} categories, need COCO's own 80: copy the original file")
     return {category["id"]: index for index, category in enumerate(ordered)}
+
+
+def _group(annotations: list[Any], rows: dict[int, int], classes: dict[int, int]) -> list[list[Region]]:
+    """The regions of each image."""
+    regions: list[list[Region]] = [[] for _ in rows]
+    for item in annotations:
+        label = IGNORE_INDEX if item.get("iscrowd") else classes[item["category_id"]] + 1
+        regions[rows[item["image_id"]]].append(Region(label, item["segmentation"]))
+    return regions
 
 
 def _fingerprint(path: Path) -> str:

@@ -33,8 +33,7 @@ class DrawSampler(Sampler[list[Draw]]):
     """Micro-batches of one process, for ``DataLoader(batch_sampler=…)``.
 
     Iteration yields what is left after ``start_step``, yet ``len()`` counts the micro-batches of the whole
-    run: Lightning compares it with the batches taken since the run began and would stop a resumed run
-    early.
+    run: Lightning compares it with the batches taken since the run began, or a resumed epoch ends too soon.
 
     Args:
         length: Number of images n.
@@ -68,8 +67,8 @@ class DrawSampler(Sampler[list[Draw]]):
         parts = world_size * accumulation
         if batch_size < 1 or batch_size % parts:
             raise UserError(
-                f"data.batch_size is {batch_size} in total, need a multiple of {parts} ({world_size} processes, "
-                f"{accumulation} accumulated batches): change one of them"
+                f"data.batch_size is {batch_size} in total, need a multiple of {parts} ({world_size} "
+                f"processes × {accumulation} accumulated batches): change one of them"
             )
         self._length, self._batch_size, self._seed = length, batch_size, seed
         self._steps = range(start_step, num_steps)
@@ -140,13 +139,8 @@ class Augmented(Dataset[dict[str, Any]]):
         index, seed = draw if isinstance(draw, Draw) else (draw, 0)
         sample = self.dataset[index]
         image, box = self.transform(sample["image"], seed)
-        label = torch.from_numpy(sample["class_label"])
-        item: dict[str, Any] = {
-            "image": image,
-            "class_label": label,
-            "valid_box": box,
-            "name": sample["name"],
-        }
+        item: dict[str, Any] = {"image": image, "valid_box": box, "name": sample["name"]}
+        item["class_label"] = torch.from_numpy(sample["class_label"])
         if "mask" in sample:
             item["mask"] = torch.from_numpy(sample["mask"]).long()
             assert item["mask"].shape == image.shape[1:], "a transform that moves pixels has no mask to move"

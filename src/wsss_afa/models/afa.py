@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsss_afa.models.mix_transformer import MixTransformer
 from wsss_afa.models.mlp_decoder import MLPDecoder
-from wsss_afa.types import Activation, AffinityTokens, AFAOutput, BackboneOutput, UserError
+from wsss_afa.types import Activation, AFAOutput, AffinityTokens, BackboneOutput, UserError
 
 
 class AffinityHead(nn.Module):

@@ -38,7 +38,7 @@ class MLPDecoder(nn.Module):
         # The published layout of the fusion's input channels is coarsest first.
         fusions = self.fuse.weight.chunk(len(features), dim=1)[::-1]
         maps = [
-            F.conv2d(F.conv2d(feature, projection.weight[:, :, None, None], projection.bias), fusion)
+            F.conv2d(_project(projection, feature), fusion)
             for feature, projection, fusion in zip(features, self.projections, fusions, strict=True)
         ]
         fused = maps[0]  # (B, dim, h1, w1)
@@ -46,3 +46,9 @@ class MLPDecoder(nn.Module):
             fused = fused + F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
         predicted: Tensor = self.predict(self.dropout(torch.relu(self.norm(fused))))
         return predicted
+
+
+def _project(linear: nn.Module, feature: Tensor) -> Tensor:
+    """A Linear over the channels of (B, C, h, w)."""
+    assert isinstance(linear, nn.Linear)
+    return F.conv2d(feature, linear.weight[:, :, None, None], linear.bias)

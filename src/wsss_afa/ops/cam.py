@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_afa.types import Activation, UserError
+from wsss_afa.types import Activation, AffinityTokens, UserError
 
 
-class Activates(Protocol):
-    """A network that makes raw activation maps."""
+class Localizer(Protocol):
+    """What activation maps and affinity are asked of: an AFANet, or anything that answers the same."""
 
     def activate(self, image: Tensor) -> Activation:
         """Return the raw map (B, C, h, w) and tokens of a normalised image (B, 3, H, W)."""
+        ...
+
+    @property
+    def affinity_head(self) -> Callable[[AffinityTokens], Tensor]:
+        """Tokens to affinity (B, N, N) in [0, 1]."""
         ...
 
 
@@ -51,7 +56,7 @@ class MultiScaleCAM(nn.Module):
         self.mirror = mirror
 
     @torch.no_grad()
-    def forward(self, net: Activates, image: Tensor, known: Activation | None = None) -> Activation:
+    def forward(self, net: Localizer, image: Tensor, known: Activation | None = None) -> Activation:
         """Return the merged map (B, C, H, W) in [0, 1], float32, and the largest scale's tokens.
 
         Args:

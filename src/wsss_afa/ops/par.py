@@ -61,7 +61,7 @@ class PixelAdaptiveRefinement(nn.Module):
         for _ in range(self.num_iter):
             neighbours = self._neighbours(maps, extent)
             refined = torch.zeros_like(maps)
-            for weight, neighbour in zip(weights.split(1, dim=1), neighbours, strict=True):
+            for weight, neighbour in zip(torch.split(weights, 1, dim=1), neighbours, strict=True):
                 refined.addcmul_(weight, neighbour)
             maps = refined
         return maps

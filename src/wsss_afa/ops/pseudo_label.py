@@ -18,10 +18,20 @@ from torch import Tensor, nn
 
 from wsss_afa.ops.affinity import affinity_label
 from wsss_afa.ops.boxes import resize_boxes
-from wsss_afa.ops.cam import Activates, MultiScaleCAM
+from wsss_afa.ops.cam import Localizer, MultiScaleCAM
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.types import IGNORE_INDEX, Activation, AFAOutput, Batch, PseudoLabels, UserError, inside_box
+from wsss_afa.types import (
+    IGNORE_INDEX,
+    MEAN,
+    STD,
+    Activation,
+    AFAOutput,
+    Batch,
+    PseudoLabels,
+    UserError,
+    inside_box,
+)
 
 
 class OwnClasses(NamedTuple):
@@ -136,8 +146,6 @@ class PseudoLabeler(nn.Module):
         cam: MultiScaleCAM,
         refine: PixelAdaptiveRefinement | None,
         propagate: RandomWalkPropagation | None,
-        mean: Sequence[float],
-        std: Sequence[float],
         low: float = 0.35,
         high: float = 0.55,
         eval_threshold: float = 0.45,
@@ -147,6 +155,8 @@ class PseudoLabeler(nn.Module):
         affinity_from_propagated: bool = False,
         reuse_training_pass: bool = True,
         downscale: int = 2,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
     ):
         super().__init__()
         if not 0 <= low <= high <= 1:
@@ -167,7 +177,7 @@ class PseudoLabeler(nn.Module):
         return step > self.start_step
 
     @torch.no_grad()
-    def forward(self, net: nn.Module, batch: Batch, output: AFAOutput, step: int) -> PseudoLabels:
+    def forward(self, net: Localizer, batch: Batch, output: AFAOutput, step: int) -> PseudoLabels:
         """Return the labels of one step (counted from 0) after ``start_step``.
 
         Args:
@@ -182,7 +192,7 @@ class PseudoLabeler(nn.Module):
             return self._labels(net, batch, activation, output.activation.tokens.grid, step)
 
     def _labels(
-        self, net: nn.Module, batch: Batch, activation: Activation, grid: tuple[int, int], step: int
+        self, net: Localizer, batch: Batch, activation: Activation, grid: tuple[int, int], step: int
     ) -> PseudoLabels:
         cam, tags, box = activation.cam, batch["class_label"], batch["valid_box"]
         if self.refine is None:
@@ -205,14 +215,19 @@ class PseudoLabeler(nn.Module):
         return PseudoLabels(segmentation, affinity_label(source, grid, self.affinity_radius))
 
     @torch.no_grad()
-    def evaluate(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, net: Localizer, batch: Batch, output: AFAOutput) -> dict[str, Tensor]:
         """Labels of the activation map (``cam``) and of the propagated one (``affinity``) for an evaluation.
+
+        Args:
+            net: an AFANet in evaluation mode.
+            batch: ``image`` and ``class_label`` are read.
+            output: of the network on this batch.
 
         Returns:
             (B, H, W) int64 labels in [0, C]; classes come from the image's tags, as in the paper's tables.
             ``affinity`` is missing where there is no propagation.
         """
-        activation = self.cam(net, batch["image"])
+        activation = self.cam(net, batch["image"], output.activation)
         tags = batch["class_label"]
         labels = {"cam": cam_label(activation.cam, tags, self.eval_threshold, self.eval_threshold)}
         if self.propagate is not None:

@@ -1,0 +1,96 @@
+"""Entry points: compose with Hydra, run one function, and answer a user's mistake with one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+import hydra
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from wsss_afa.config import CONFIG_DIR
+from wsss_afa.types import UserError
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], Callable[[], None]]:
+    """Make a program of a function of the composed configuration.
+
+    A mistake of the user ends with exit code 1 and one line on the standard error; anything else is a bug
+    and keeps its traceback.
+
+    Args:
+        config_name: file in ``conf/``, without its ending.
+    """
+
+    def decorate(task: Callable[[DictConfig], float]) -> Callable[[], None]:
+        @wraps(task)
+        def main() -> None:
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+            program = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
+            try:
+                program()
+            except (UserError, HydraException, OmegaConfBaseException) as error:
+                message = _message(error, config_name)
+                if message is None:
+                    raise
+                sys.exit(f"error: {message}")
+
+        return main
+
+    return decorate
+
+
+def _message(error: Exception, config_name: str) -> str | None:
+    """One line for what the user can mend, or None for a bug of ours."""
+    if isinstance(error, UserError):
+        return str(error).strip().splitlines()[-1].removeprefix("wsss_afa.types.UserError: ")
+    if isinstance(error, InstantiationException):
+        return _construction(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{str(error).splitlines()[0]}: give it on the command line, as in {error.full_key}=VALUE"
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
+        return _override(error, config_name)
+    return " ".join(str(error).split())
+
+
+def _construction(error: InstantiationException) -> str | None:
+    cause = error.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(cause, TypeError) and (
+        match := re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    ):
+        key = re.search(r"full_key: (\S+)", str(error))
+        where = f"{key[1]}." if key else ""
+        return f"{where}{match[1]} is no setting; --help lists those there are"
+    return None
+
+
+def _override(error: Exception, config_name: str) -> str:
+    """What is wrong with an override, and the nearest setting that exists."""
+    text = " ".join(str(error).split())
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match is None:
+        return text
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        known = _keys(hydra.compose(config_name=config_name))
+    near = difflib.get_close_matches(match[1], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
+    return f"{match[1]} is no setting of this run; {hint}"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in config:
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            value = config[key]
+            if isinstance(value, DictConfig):
+                keys += _keys(value, f"{prefix}{key}.")
+    return keys

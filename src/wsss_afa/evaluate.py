@@ -1,0 +1,34 @@
+"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=…``."""
+
+from __future__ import annotations
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from wsss_afa.checkpoint import load
+from wsss_afa.cli import entry_point
+from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.lightning_module import AFALightningModule
+from wsss_afa.train import make_trainer
+from wsss_afa.types import UserError
+
+
+@entry_point("evaluate")
+def main(cfg: DictConfig) -> float:
+    """Score the validation split and return the segmentation's mIoU, in [0, 1]."""
+    net, labeler, recipe = load(cfg.ckpt)
+    data: AFADataModule = instantiate(cfg.data)
+    if tuple(recipe["class_names"]) != data.class_names:
+        raise UserError(
+            f"ckpt={cfg.ckpt} knows {len(recipe['class_names'])} classes ({recipe['class_names'][0]}, …), "
+            f"the data has {data.num_classes} ({data.class_names[0]}, …): evaluate on data of the same classes"
+        )
+    data.setup("validate")
+    module = AFALightningModule(net, labeler, recipe)
+    trainer = make_trainer(cfg)
+    scores = trainer.validate(module, datamodule=data, verbose=False)
+    return scores[0]["val/miou_seg"]
+
+
+if __name__ == "__main__":
+    main()

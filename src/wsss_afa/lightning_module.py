@@ -1,0 +1,138 @@
+"""AFA as a LightningModule: build, step, log, optimise. Mathematics lives in ``ops`` and ``losses``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from wsss_afa.checkpoint import RECIPE_KEY, Recipe
+from wsss_afa.losses import AFALoss, classification_loss
+from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.models.afa import AFANet, parameter_kinds
+from wsss_afa.ops.pseudo_label import PseudoLabeler, to_rgb
+from wsss_afa.optim import AdamWPoly
+from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels
+
+
+class AFALightningModule(L.LightningModule):
+    """End-to-end weakly supervised segmentation (AFA, figure 2).
+
+    Args:
+        net: the network.
+        labeler: makes pseudo labels; knows from which step on.
+        loss: sums the terms; not needed for evaluation.
+        optim: recipe of optimiser and schedule; not needed for evaluation.
+        recipe: goes into checkpoints, so that they can be used without the configuration.
+    """
+
+    def __init__(
+        self,
+        net: AFANet,
+        labeler: PseudoLabeler,
+        recipe: Recipe,
+        loss: AFALoss | None = None,
+        optim: AdamWPoly | None = None,
+    ):
+        super().__init__()
+        self.net = net
+        self.labeler = labeler
+        self.recipe = recipe
+        self.loss = loss
+        self.optim = optim
+        num_outputs = net.num_classes + 1
+        sources = ["seg", "cam"] + (["affinity"] if labeler.propagate is not None else [])
+        self._scores = nn.ModuleDict({source: SegmentationMetrics(num_outputs) for source in sources})
+        self.average_precision = MultilabelAveragePrecision(net.num_classes)
+
+    @property
+    def scores(self) -> dict[str, SegmentationMetrics]:
+        """Running scores of segmentation (``seg``), activation map (``cam``) and, if any, ``affinity``."""
+        return cast(dict[str, SegmentationMetrics], dict(self._scores.items()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One pass and the losses of this phase; later parts are not computed before their phase."""
+        if not self.labeler.needed(self.global_step):
+            loss = classification_loss(self.net.classify(batch["image"]), batch["class_label"])
+            self._log_terms({"cls": loss, "total": loss})
+            return loss + self._idle()
+        assert self.loss is not None
+        output: AFAOutput = self.net(batch["image"])
+        labels: PseudoLabels = self.labeler(self.net, batch, output, self.global_step)
+        rgb = None
+        if self.loss.dense_energy is not None:
+            rgb = to_rgb(batch["image"], self.labeler.mean, self.labeler.std)
+        terms: dict[str, Tensor] = self.loss(output, batch, labels, rgb)
+        self._log_terms(terms)
+        self._log_labels(labels, output.affinity.detach())
+        return terms["total"] + self._idle()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Score segmentation, activation map and propagated map; return their labels (B, H, W)."""
+        output: AFAOutput = self.net(batch["image"])
+        mask = batch["mask"]
+        logits = F.interpolate(
+            output.seg_logits.float(), mask.shape[-2:], mode="bilinear", align_corners=False
+        )
+        labels = {"seg": logits.argmax(1)} | self.labeler.evaluate(self.net, batch, output)
+        for source, label in labels.items():
+            self.scores[source].update(label, mask)
+        self.average_precision.update(output.class_logits.float(), batch["class_label"].int())
+        return labels
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the whole set, reduced over processes by the metrics themselves."""
+        for source, metric in self.scores.items():
+            self.log(f"val/miou_{source}", metric.compute()["miou"].float(), prog_bar=source == "seg")
+        self.log("val/map_cls", self.average_precision.compute())
+
+    def class_table(self) -> dict[str, list[float]]:
+        """Per-class IoU in percent by source, background first; NaN where the truth has no pixel."""
+        return {name: (100 * metric.compute()["iou"]).tolist() for name, metric in self.scores.items()}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew; the last counts stay readable until then."""
+        for metric in (*self.scores.values(), self.average_precision):
+            metric.reset()
+
+    def _idle(self) -> Tensor:
+        """Zero, with a gradient of zero for parameters that a phase leaves out.
+
+        The released program multiplies their losses by 0: AdamW counts the step and decays the weight. And
+        processes that average gradients need one for every parameter.
+        """
+        heads = (*self.net.decoder.parameters(), *self.net.affinity_head.parameters())
+        return 0.0 * torch.stack([parameter.sum() for parameter in heads]).sum()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a schedule that advances with every optimiser step."""
+        assert self.optim is not None
+        optimizer, scheduler = self.optim(parameter_kinds(self.net))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the network from the file alone."""
+        checkpoint[RECIPE_KEY] = dict(self.recipe)
+
+    def _log_terms(self, terms: dict[str, Tensor]) -> None:
+        named = {f"train/loss_{name}": value.detach() for name, value in terms.items() if name != "total"}
+        self.log_dict(named)
+        self.log("train/loss", terms["total"].detach(), prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
+
+    def _log_labels(self, labels: PseudoLabels, affinity: Tensor) -> None:
+        """Shares of pixels in the pseudo label, and how often affinity is wrong about it."""
+        segmentation = labels.segmentation
+        assert segmentation is not None
+        self.log("train/ignored_pixels", (segmentation == IGNORE_INDEX).float().mean())
+        self.log("train/background_pixels", (segmentation == 0).float().mean())
+        if labels.affinity is not None:
+            same, different = labels.affinity == 1, labels.affinity == 0
+            missed = ((1 - affinity) * same).sum() / same.sum().clamp(min=1)
+            self.log("train/false_affinity", (affinity * different).sum() / different.sum().clamp(min=1))
+            self.log("train/missed_affinity", missed)

@@ -1,0 +1,59 @@
+"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or ``voc``, ``coco``)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from wsss_afa.checkpoint import Recipe, build
+from wsss_afa.cli import entry_point
+from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.lightning_module import AFALightningModule
+from wsss_afa.types import MEAN, STD
+
+
+def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
+    """Collect what a checkpoint needs to rebuild its network."""
+    resolved = cast(dict, OmegaConf.to_container(cfg, resolve=True))
+    return Recipe(
+        model=resolved["model"],
+        pseudo_label=resolved["pseudo_label"],
+        class_names=list(class_names),
+        mean=list(MEAN),
+        std=list(STD),
+    )
+
+
+def make_trainer(cfg: DictConfig) -> L.Trainer:
+    """Build the Trainer; batch statistics are shared between processes where there are GPUs.
+
+    torch has no synchronised BatchNorm on CPUs.
+    """
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator not in ("cpu",)
+    callbacks = list(instantiate(cfg.callbacks).values())
+    loggers = list(instantiate(cfg.logger).values()) if cfg.logger else False
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, sync_batchnorm=on_gpu)
+    return cast(L.Trainer, trainer)
+
+
+@entry_point("train")
+def main(cfg: DictConfig) -> float:
+    """Train and return the best monitored score, in [0, 1], for sweeps."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data: AFADataModule = instantiate(cfg.data)
+    data.setup("fit")
+    recipe = make_recipe(cfg, data.class_names)
+    net, labeler = build(recipe)
+    module = AFALightningModule(net, labeler, recipe, instantiate(cfg.loss), instantiate(cfg.optim))
+    trainer = make_trainer(cfg)
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
+    best = trainer.checkpoint_callback.best_model_score
+    return float("nan") if best is None else best.item()
+
+
+if __name__ == "__main__":
+    main()

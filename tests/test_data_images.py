@@ -1,0 +1,67 @@
+"""Decoding: every colour mode to RGB in stored pixel order, and one line for what cannot be read."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsss_afa.data.images import read_image, read_mask, require_files
+from wsss_afa.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png"), ("P", "png"), ("1", "png")],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (7, 5), (204, 204, 204)).convert(mode).save(path)
+    image = read_image(path)
+    assert (image.shape, image.dtype) == ((5, 7, 3), np.uint8)
+    assert image.flags.writeable
+    if mode != "1":
+        assert np.abs(image.astype(int) - 204).max() <= 3
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to view"
+    Image.new("RGB", (7, 5)).save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg").shape == (5, 7, 3)
+
+
+def test_unreadable_files_are_named_in_one_line(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "truncated.jpg").write_bytes(whole.read_bytes()[:1500])
+    (tmp_path / "text.jpg").write_text("not an image")
+    for name in ("truncated.jpg", "text.jpg", "missing.jpg"):
+        with pytest.raises(UserError, match=name) as error:
+            read_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_mask_keeps_palette_values(tmp_path):
+    labels = np.array([[0, 3, 255], [20, 1, 1]], np.uint8)
+    image = Image.fromarray(labels)
+    image.putpalette(list(np.random.default_rng(0).integers(0, 255, 768)))
+    image.save(tmp_path / "mask.png")
+    assert image.mode == "P"
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (2, 3)), labels)
+
+
+def test_coloured_or_misshapen_masks_are_refused(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
+    Image.new("L", (4, 4)).save(tmp_path / "small.png")
+    with pytest.raises(UserError, match="palette"):
+        read_mask(tmp_path / "colour.png", (4, 4))
+    with pytest.raises(UserError, match="equal sizes"):
+        read_mask(tmp_path / "small.png", (4, 5))
+
+
+def test_missing_files_are_counted(tmp_path):
+    (tmp_path / "a").touch()
+    require_files(tmp_path, ["a"], "val")
+    with pytest.raises(UserError, match=r"lacks 2 of the 3 files of split 'val', b first"):
+        require_files(tmp_path, ["a", "b", "c"], "val")
+    with pytest.raises(UserError, match="lacks 1 of the 1"):
+        require_files(tmp_path / "nowhere", ["a"], "val")

@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +23,16 @@ from wsss_afa.types import Batch
 from wsss_afa.visualize import Panel, paint_heat, paint_label, picture_grid, save_figure
 
 _COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation"}
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar with steps, time left, loss and learning rate, readable at any magnitude."""
+
+    def __init__(self) -> None:
+        super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # a run is one epoch
 
 
 class ValidateAtEnd(Callback):
@@ -59,14 +69,10 @@ class Results(Callback):
         self.results["last"] = record
         _write_json(self.path, self.results)
 
-    @rank_zero_only
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table of the last validation."""
-        self._print(trainer)
-
-    @rank_zero_only
-    def on_validate_end(self) -> None:
-        """Print the table; for ``trainer.validate``, which has no hook of its own for its end."""
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Print the table of the last validation once everything is done."""
+        if trainer.is_global_zero and self.results:
+            print_table(self.results["last"], Console())
 
     def state_dict(self) -> dict[str, Any]:
         """Best and last so far, for a resumed run."""
@@ -75,10 +81,6 @@ class Results(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved run's scores."""
         self.results = dict(state_dict)
-
-    def _print(self, trainer: L.Trainer) -> None:
-        if self.results:
-            print_table(self.results["last"], Console())
 
 
 def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:

@@ -79,18 +79,15 @@ def _override(error: Exception, config_name: str) -> str:
     if match is None:
         return text
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        known = _keys(hydra.compose(config_name=config_name))
+        known = _keys(OmegaConf.to_container(hydra.compose(config_name=config_name)))
     near = difflib.get_close_matches(match[1], known, n=1)
     hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
     return f"{match[1]} is no setting of this run; {hint}"
 
 
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key in config:
-        keys.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
-            value = config[key]
-            if isinstance(value, DictConfig):
-                keys += _keys(value, f"{prefix}{key}.")
-    return keys
+def _keys(config: object, prefix: str = "") -> list[str]:
+    """Dotted names of all settings in nested dictionaries."""
+    if not isinstance(config, dict):
+        return []
+    names = [f"{prefix}{key}" for key in config]
+    return names + [name for key in config for name in _keys(config[key], f"{prefix}{key}.")]

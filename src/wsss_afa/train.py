@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from wsss_afa.checkpoint import Recipe, build
@@ -18,7 +19,7 @@ from wsss_afa.types import MEAN, STD
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
     """Collect what a checkpoint needs to rebuild its network."""
-    resolved = cast(dict, OmegaConf.to_container(cfg, resolve=True))
+    resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Recipe(
         model=resolved["model"],
         pseudo_label=resolved["pseudo_label"],
@@ -40,6 +41,13 @@ def make_trainer(cfg: DictConfig) -> L.Trainer:
     return cast(L.Trainer, trainer)
 
 
+def best_score(trainer: L.Trainer) -> float:
+    """The monitored score of the best checkpoint, NaN before the first validation."""
+    checkpoint = trainer.checkpoint_callback
+    score = checkpoint.best_model_score if isinstance(checkpoint, ModelCheckpoint) else None
+    return float("nan") if score is None else score.item()
+
+
 @entry_point("train")
 def main(cfg: DictConfig) -> float:
     """Train and return the best monitored score, in [0, 1], for sweeps."""
@@ -51,8 +59,7 @@ def main(cfg: DictConfig) -> float:
     module = AFALightningModule(net, labeler, recipe, instantiate(cfg.loss), instantiate(cfg.optim))
     trainer = make_trainer(cfg)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
-    best = trainer.checkpoint_callback.best_model_score
-    return float("nan") if best is None else best.item()
+    return best_score(trainer)
 
 
 if __name__ == "__main__":

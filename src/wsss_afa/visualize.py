@@ -29,7 +29,7 @@ class Panel(NamedTuple):
 
 
 def voc_palette(count: int = 256) -> NDArray[np.uint8]:
-    """Colours of PASCAL VOC's label images, (count, 3) RGB: the bits of an index spread over three channels."""
+    """Colours of PASCAL VOC's label images, (count, 3) RGB: an index's bits dealt out to three channels."""
     index = np.arange(count)
     palette = np.zeros((count, 3), dtype=np.uint8)
     for bit in range(8):
@@ -39,13 +39,14 @@ def voc_palette(count: int = 256) -> NDArray[np.uint8]:
 
 
 def paint_label(
-    image: NDArray[np.uint8], label: NDArray[np.integer], alpha: float = 0.65
+    image: NDArray[np.uint8], label: NDArray[np.integer], alpha: float = 0.75
 ) -> NDArray[np.uint8]:
-    """Lay the colours of a label (H, W) over an image (H, W, 3); ignored pixels become white."""
-    colours = voc_palette()[np.clip(label, 0, 255)].astype(np.float32)
+    """Lay the colours of a label (H, W) over the grey image (H, W, 3); ignored pixels become white."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    colours = voc_palette()[np.clip(label, 0, 255)].astype(np.float64)
     colours[label == IGNORE_INDEX] = 255
     share = np.where(label == 0, 0.0, alpha)[..., None]
-    mixed: NDArray[np.uint8] = (image * (1 - share) + colours * share).round().astype(np.uint8)
+    mixed: NDArray[np.uint8] = (grey * (1 - share) + colours * share).round().astype(np.uint8)
     return mixed
 
 
@@ -65,7 +66,7 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
     """
     columns = max(len(panels) for _, panels in rows)
     figure = Figure(
-        figsize=(_CELL * columns, (_CELL + 0.25) * len(rows) + 0.6), dpi=100, layout="constrained"
+        figsize=(_CELL * columns, (_CELL + 0.15) * len(rows) + 0.6), dpi=100, layout="constrained"
     )
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)

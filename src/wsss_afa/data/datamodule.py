@@ -13,10 +13,9 @@ from typing import Any
 import cv2
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 
 from wsss_afa.data.coco import COCO, COCO_CLASSES
-from wsss_afa.data.sampler import Augmented, DrawSampler, SampleSet
+from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet
 from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.data.voc import VOC, VOC_CLASSES
@@ -84,7 +83,7 @@ class AFADataModule(L.LightningDataModule, ABC):
         if self._val is None and self._validates():
             self._val = self.make_val_set()
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> DrawLoader:
         """The micro-batches that this process has yet to see; without a Trainer, one pass over the images.
 
         Raises:
@@ -94,7 +93,7 @@ class AFADataModule(L.LightningDataModule, ABC):
         sampler = self._sampler(len(self._train))
         return self._loader(Augmented(self._train, self._train_transform), sampler)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> DrawLoader:
         """Single images of native size: every ``world_size``-th, so that none is seen twice."""
         assert self._val is not None, "setup('validate') comes first"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -123,8 +122,8 @@ class AFADataModule(L.LightningDataModule, ABC):
             accumulation=trainer.accumulate_grad_batches,
         )
 
-    def _loader(self, dataset: Augmented, batches: Iterable[list[Any]]) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
+    def _loader(self, dataset: Augmented, batches: Iterable[list[Any]]) -> DrawLoader:
+        return DrawLoader(
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
@@ -244,12 +243,13 @@ class SyntheticDataModule(AFADataModule):
         val_images: Scenes of the validation split.
         hue_probability: Difficulty, in [0, 1]: how often an object has its class's hue.
         max_objects: Most objects in a scene.
+        scene_seed: Of the scenes, apart from ``seed``: runs of other seeds see the same data.
         batch_size: Images per optimiser step, over all processes and accumulated micro-batches.
         crop_size: Side of a training crop in pixels.
         num_workers: Loader processes of each training process.
         scale: Smallest and largest ratio of random rescaling.
         flip: Probability of a horizontal mirror.
-        seed: Of the scenes, of the order and of the augmentations, not negative.
+        seed: Of the order and of the augmentations, not negative.
 
     Raises:
         UserError: A value is out of its range.
@@ -263,6 +263,7 @@ class SyntheticDataModule(AFADataModule):
         val_images: int = 100,
         hue_probability: float = 1.0,
         max_objects: int = 3,
+        scene_seed: int = 0,
         batch_size: int = 8,
         crop_size: int = 96,
         num_workers: int = 0,
@@ -271,7 +272,7 @@ class SyntheticDataModule(AFADataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, crop_size, num_workers, scale, flip, seed)
-        settings = (image_size, num_classes, hue_probability, max_objects, seed)
+        settings = (image_size, num_classes, hue_probability, max_objects, scene_seed)
         self._scenes = {
             "train": SyntheticScenes(train_images, *settings, split="train"),
             "val": SyntheticScenes(val_images, *settings, split="val", with_mask=True),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss_afa.types import Sample, UserError
 
@@ -145,3 +145,17 @@ class Augmented(Dataset[dict[str, Any]]):
             item["mask"] = torch.from_numpy(sample["mask"]).long()
             assert item["mask"].shape == image.shape[1:], "a transform that moves pixels has no mask to move"
         return item
+
+
+class DrawLoader(DataLoader[dict[str, Any]]):
+    """A loader whose position is its sampler's ``start_step``: there is no state to keep.
+
+    The two methods say so to Lightning, which would otherwise warn on every resume that the order is lost.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do: the sampler was made for the step at which the run resumes."""

@@ -15,15 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsss_afa.types import UserError
+from wsss_afa.types import MEAN, STD, UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for news
 import albumentations as A
-
-MEAN = (123.675, 116.28, 103.53)
-"""ImageNet's mean RGB, in 0…255 units."""
-STD = (58.395, 57.12, 57.375)
-"""ImageNet's standard deviation of RGB, in 0…255 units."""
 
 
 class TrainTransform:

@@ -140,13 +140,6 @@ def test_equals_released_program(golden: dict[str, np.ndarray]):
     close_to_scale(attention_logits(encoded.queries, encoded.keys), golden["out/attention_logits"])
 
 
-def test_gradient_of_released_parameters_exists(golden: dict[str, np.ndarray]):
-    model = golden_encoder(golden)
-    encoded = model(torch.from_numpy(golden["in/image"]))
-    (sum(f.square().mean() for f in encoded.features) + encoded.queries[0].mean()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
 @pytest.mark.parametrize("size", [(128, 128), (97, 65), (29, 200)])
 def test_describes_itself(size: tuple[int, int]):
     model = mix_transformer("tiny").eval()

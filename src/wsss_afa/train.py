@@ -19,10 +19,9 @@ from wsss_afa.types import MEAN, STD
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
     """Collect what a checkpoint needs to rebuild its network."""
-    resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     return Recipe(
-        model=resolved["model"],
-        pseudo_label=resolved["pseudo_label"],
+        model=cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True)),
+        pseudo_label=cast(dict[str, Any], OmegaConf.to_container(cfg.pseudo_label, resolve=True)),
         class_names=list(class_names),
         mean=list(MEAN),
         std=list(STD),

@@ -168,7 +168,8 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """
     path = Path(source).expanduser()
     if "://" in source:
-        return _read_file(_download(source), source)
+        path = _download(source)
+        return _read_file(path, f"{source} (kept as {path})")
     if path.is_file():
         return _read_file(path, source)
     if _HUB_ID.fullmatch(source) and path.suffix not in _FILE_TYPES:
@@ -184,7 +185,7 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own
         raise UserError(
             f"{source}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
-            "torch.save or safetensors wrote: fetch the file again, or set pretrained=null (random weights)"
+            "torch.save or safetensors wrote: delete the file and fetch it again, or set pretrained=null"
         ) from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(

@@ -1,0 +1,45 @@
+PYTHON ?= python3
+SHELL := bash
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check parity clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.venv: $(VENV)/installed ## The environment, made with PYTHON (3.11 or later) from constraints.txt
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { echo >&2 \
+	  "error: '$(PYTHON)' is not Python 3.11 or later: name one that is, as in make PYTHON=python3.12 demo"; exit 1; }
+	@echo "Making the environment in $(VENV)/: some gigabytes, a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | awk ' \
+	  /^ *(Downloading|Using cached) / && !/metadata/ {sub(/^.*\//, "", $$0); sub(/^ *[A-Z][a-z ]*/, ""); print "  " $$0} \
+	  /^Installing collected/ {print "  installing"} \
+	  {fflush()}'
+	@touch $@
+
+demo: $(VENV)/installed ## Train on generated scenes, evaluate, and name the pictures
+	$(RUN) -m wsss_afa.train +experiment=synthetic hydra.run.dir=$(DEMO)
+	$(RUN) -m wsss_afa.evaluate ckpt=$(DEMO)/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/evaluation
+	@echo "Pictures, a column for each stage from activation map to prediction:"
+	@ls $(DEMO)/pictures/*.png $(DEMO)/evaluation/pictures/*.png
+
+test: $(VENV)/installed ## Run the tests
+	$(RUN) -m pytest
+
+check: $(VENV)/installed ## Check style, format and types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+parity: $(VENV)/installed ## Compare with numbers of the authors' released program
+	$(RUN) tests/parity.py tests/data/*.npz
+
+clean: ## Remove caches and builds; runs/ and .venv/ stay
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,8 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:Experiment logs directory"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 
 

@@ -72,7 +72,9 @@ class Results(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Print the table of the last validation once everything is done."""
         if trainer.is_global_zero and self.results:
-            print_table(self.results["last"], Console())
+            console = Console()
+            print_table(self.results["last"], console)
+            console.print(f"scores    {self.path}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Best and last so far, for a resumed run."""
@@ -174,6 +176,11 @@ class Pictures(Callback):
             classes = [(label, names[label - 1]) for label in sorted(self._classes)]
             self.last = self.directory / f"step_{trainer.global_step:06d}.png"
             save_figure(picture_grid(self._rows[: self.num_images], classes), self.last)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say where the last picture is."""
+        if self.last is not None:
+            Console().print(f"pictures  {self.last}", soft_wrap=True)
 
 
 @torch.no_grad()

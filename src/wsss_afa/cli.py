@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 
@@ -32,6 +34,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
         @wraps(task)
         def main() -> None:
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+            _quieten()
             program = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
             try:
                 program()
@@ -44,6 +47,14 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
         return main
 
     return decorate
+
+
+def _quieten() -> None:
+    """Keep Lightning's advertisements and notes about itself out of the output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning calls what torch has deprecated
+    warnings.filterwarnings("ignore", message="Experiment logs directory")  # it is the run's folder
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
 
 
 def _message(error: Exception, config_name: str) -> str | None:

@@ -71,7 +71,7 @@ class DenseEnergyLoss(nn.Module):
         sigma_position: float = 100.0,
         sigma_color: float = 15.0,
         scale: float = 0.5,
-        chunk: int = 1024,
+        chunk: int = 512,
     ):
         super().__init__()
         self.weight = weight
@@ -113,11 +113,15 @@ class DenseEnergyLoss(nn.Module):
         features = torch.cat(
             [position.expand(len(maps), -1, -1), colour.flatten(2) / self.sigma_color], dim=1
         ).mT.contiguous()  # (B, n, 5)
+        features = features - features.mean(1, keepdim=True)  # smaller numbers, smaller rounding
+        half_norm = features.square().sum(-1) / 2  # (B, n)
         values = maps.flatten(2).mT  # (B, n, K)
-        rows = [
-            torch.cdist(part, features).square_().mul_(-0.5).exp_() @ values
-            for part in torch.split(features, self.chunk, dim=1)
-        ]
+        rows = []
+        for part, part_norm in zip(
+            torch.split(features, self.chunk, 1), torch.split(half_norm, self.chunk, 1), strict=True
+        ):
+            offset = -(part_norm[:, :, None] + half_norm[:, None, :])
+            rows.append(torch.baddbmm(offset, part, features.mT).exp_() @ values)
         return torch.cat(rows, dim=1).mT.reshape_as(maps)
 
 

@@ -124,8 +124,10 @@ class PseudoLabeler(nn.Module):
 
     Args:
         cam: makes multi-scale activation maps.
-        refine: PAR; None leaves the maps as they are (the paper's baseline).
-        propagate: random walk; None never propagates nor asks for affinity labels.
+        refine: PAR.
+        propagate: random walk.
+        stage: how far labels are taken: ``cam`` (the paper's baseline: thresholds alone), ``par`` (refined),
+            ``afa`` (refined, then propagated; asks for affinity labels).
         low: β_l, background score below which pixels are background.
         high: β_h, background score above which pixels are foreground.
         eval_threshold: background score of the activation map's label in evaluation.
@@ -144,8 +146,9 @@ class PseudoLabeler(nn.Module):
     def __init__(
         self,
         cam: MultiScaleCAM,
-        refine: PixelAdaptiveRefinement | None,
-        propagate: RandomWalkPropagation | None,
+        refine: PixelAdaptiveRefinement,
+        propagate: RandomWalkPropagation,
+        stage: str = "afa",
         low: float = 0.35,
         high: float = 0.55,
         eval_threshold: float = 0.45,
@@ -161,9 +164,11 @@ class PseudoLabeler(nn.Module):
         super().__init__()
         if not 0 <= low <= high <= 1:
             raise UserError(f"thresholds low={low}, high={high}: need 0 ≤ low ≤ high ≤ 1")
+        if stage not in ("cam", "par", "afa"):
+            raise UserError(f"stage={stage} is not known; need cam, par or afa")
         self.cam = cam
-        self.refine = refine
-        self.propagate = propagate
+        self.refine = None if stage == "cam" else refine
+        self.propagate = propagate if stage == "afa" else None
         self.mean, self.std = tuple(mean), tuple(std)
         self.low, self.high, self.eval_threshold = low, high, eval_threshold
         self.start_step, self.propagation_step = start_step, propagation_step

@@ -1,0 +1,118 @@
+"""Mean intersection over union against scikit-learn's confusion matrix."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+import wsss_afa.metrics
+from wsss_afa.metrics import SegmentationMetrics
+
+K = 5
+
+
+@pytest.fixture
+def labels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and truth of six images; the truth knows no class 3, and 255 in places."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, K, (6, 9, 7), generator=generator)
+    wrong = torch.rand(target.shape, generator=generator) < 0.3
+    prediction = target.where(~wrong, torch.randint(0, K, target.shape, generator=generator))
+    target = target.masked_fill(target == 3, 255)
+    return prediction, target
+
+
+def scores(*batches: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    metric = SegmentationMetrics(K)
+    for prediction, target in batches:
+        metric.update(prediction, target)
+    return metric.compute()
+
+
+def test_equals_scikit_learn(labels):
+    prediction, target = labels
+    metric = SegmentationMetrics(K)
+    metric.update(prediction, target)
+    counted = (target != 255).numpy()
+    truth, guess = target.numpy()[counted], prediction.numpy()[counted]
+    confusion = confusion_matrix(truth, guess, labels=range(K))
+    assert np.array_equal(metric.confusion.numpy(), confusion)
+    expected = jaccard_score(truth, guess, labels=[0, 1, 2, 4], average=None)
+    computed = metric.compute()
+    np.testing.assert_allclose(computed["iou"][[0, 1, 2, 4]].numpy(), expected, rtol=0, atol=1e-9)
+    assert computed["miou"].item() == pytest.approx(expected.mean(), abs=1e-9)
+
+
+def test_classes_without_truth_are_left_out(labels):
+    iou = scores(labels)["iou"]
+    assert math.isnan(iou[3])
+    assert (labels[0] == 3).any()  # though it was predicted
+    assert iou[[0, 1, 2, 4]].isfinite().all()
+
+
+def test_batches_add_up(labels):
+    prediction, target = labels
+    one_by_one = scores(*((p[None], t[None]) for p, t in zip(prediction, target, strict=True)))
+    assert torch.equal(one_by_one["miou"], scores(labels)["miou"])
+
+
+def test_two_halves_merged_equal_one_pass(labels):
+    prediction, target = labels
+    first, second = SegmentationMetrics(K), SegmentationMetrics(K)
+    first.update(prediction[:2], target[:2])
+    second.update(prediction[2:], target[2:])
+    first.merge_state(second)
+    assert torch.equal(first.compute()["miou"], scores(labels)["miou"])
+
+
+def test_it_is_no_mean_of_images(labels):
+    prediction, target = labels
+    each = [scores((p[None], t[None]))["miou"] for p, t in zip(prediction, target, strict=True)]
+    assert abs(torch.stack(each).mean() - scores(labels)["miou"]) > 1e-3
+
+
+def test_perfect_and_hopeless():
+    target = torch.tensor([[[0, 1, 2, 255]]])
+    assert scores((target.clamp(max=4), target))["miou"] == 1
+    assert scores(((target + 1).clamp(max=4), target))["miou"] == 0
+
+
+def test_ignored_pixels_count_for_nothing(labels):
+    prediction, target = labels
+    other = prediction.where(target != 255, 0)
+    assert torch.equal(scores((other, target))["miou"], scores(labels)["miou"])
+
+
+def test_nothing_counted_is_nan():
+    empty = torch.full((1, 2, 2), 255)
+    assert math.isnan(scores((torch.zeros_like(empty), empty))["miou"])
+
+
+def test_reset_forgets(labels):
+    metric = SegmentationMetrics(K)
+    metric.update(*labels)
+    metric.reset()
+    assert metric.confusion.sum() == 0
+
+
+def test_large_counts_stay_exact():
+    metric = SegmentationMetrics(2)
+    metric.update(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]))
+    metric.confusion += torch.tensor([[2**40 - 1, 0], [0, 2**40]])
+    assert metric.compute()["iou"][0].item() == pytest.approx(2**40 / (2**40 + 1), abs=1e-15)
+
+
+def test_labels_beyond_the_classes_are_refused():
+    with pytest.raises(RuntimeError):
+        SegmentationMetrics(2).update(torch.tensor([[1]]), torch.tensor([[7]]))
+
+
+def test_example():
+    result = doctest.testmod(wsss_afa.metrics)
+    assert result.attempted > 0
+    assert result.failed == 0

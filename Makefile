@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV)/: some gigabytes, a few minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | awk ' \
-	  /^ *(Downloading|Using cached) / && !/metadata/ {sub(/^.*\//, "", $$0); sub(/^ *[A-Z][a-z ]*/, ""); print "  " $$0} \
+	  /^ *(Downloading|Using cached) / && !/metadata/ {sub(/.*(Downloading|Using cached) /, ""); sub(/.*\//, ""); print "  " $$0} \
 	  /^Installing collected/ {print "  installing"} \
 	  {fflush()}'
 	@touch $@

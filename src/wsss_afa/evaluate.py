@@ -20,8 +20,8 @@ def main(cfg: DictConfig) -> float:
     data: AFADataModule = instantiate(cfg.data)
     if tuple(recipe["class_names"]) != data.class_names:
         raise UserError(
-            f"ckpt={cfg.ckpt} knows {len(recipe['class_names'])} classes ({recipe['class_names'][0]}, …), the "
-            f"data has {data.num_classes} ({data.class_names[0]}, …): evaluate on data of the same classes"
+            f"ckpt={cfg.ckpt} knows {len(recipe['class_names'])} classes ({recipe['class_names'][0]}, …), "
+            f"the data has {data.num_classes} ({data.class_names[0]}, …): evaluate on data of the same classes"
         )
     data.setup("validate")
     module = AFALightningModule(net, labeler, recipe)

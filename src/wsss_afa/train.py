@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> float:
     net, labeler = build(recipe)
     module = AFALightningModule(net, labeler, recipe, instantiate(cfg.loss), instantiate(cfg.optim))
     trainer = make_trainer(cfg)
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume)
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
     return best_score(trainer)
 
 

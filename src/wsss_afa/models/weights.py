@@ -181,7 +181,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 def _read_file(path: Path, source: str) -> dict[str, Tensor]:
     try:
-        state = load_state_dict(str(path))
+        state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own
         raise UserError(
             f"{source}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
@@ -197,7 +197,7 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
 
 def _read_hub(source: str) -> dict[str, Tensor]:
     try:
-        return dict(load_state_dict_from_hf(source))
+        return dict(load_state_dict_from_hf(source, weights_only=True))
     except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
         raise UserError(
             f"{source}: no such file, and no weights from the hub ({_first_line(error)}); need {_SOURCES}: "

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity clean
+.PHONY: help demo test check parity bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ check: $(VENV)/installed ## Check style, format and types
 
 parity: $(VENV)/installed ## Compare with numbers of the authors' released program
 	$(RUN) tests/parity.py tests/data/*.npz
+
+bench: $(VENV)/installed ## Time the parts of a training step
+	$(RUN) -m wsss_afa.benchmark hydra.run.dir=runs/benchmark
 
 clean: ## Remove caches and builds; runs/ and .venv/ stay
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache

@@ -180,15 +180,8 @@ def refined_label(
     thresholds: tuple[float, float],
     refine: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The PAR label (H, W).
-
-    Args:
-        rgb: (3, H, W) in [0, 1].
-        cam: (C, H, W) in [0, 1].
-        tags: of the classes, 0 or 1.
-        box: the image part.
-        thresholds: background scores, low and high.
-        refine: (3, h, w) and (G, h, w) to (G, h, w).
+    """The PAR label (H, W), from rgb (3, H, W), cam (C, H, W), background scores low and high, and a
+    refinement of maps (G, h, w) by colours (3, h, w).
     """
     size = cam.shape[-2:]
     half = (size[0] // 2, size[1] // 2)
@@ -267,13 +260,8 @@ def dense_energy(
 ) -> tuple[float, Tensor]:
     """Energy of one halved image and its gradient as defined, −2 · gate · K S, pixel by pixel.
 
-    Args:
-        probability: (K, h, w).
-        colour: (3, h, w), 0…255.
-        roi: (h, w), 1 inside the image part.
-        unknown: (h, w) bool, where the pseudo label is 255.
-        sigma_position: in pixels of this size.
-        sigma_color: in units of ``colour``.
+    From probability (K, h, w), colour (3, h, w) in 0…255, roi (h, w), 1 inside the image part, and unknown
+    (h, w) bool, where the pseudo label is 255; position is in pixels of this size.
     """
     height, width = roi.shape
     cells = [(row, column) for row in range(height) for column in range(width)]
@@ -310,13 +298,3 @@ def mlp_decoder(features: Sequence[Tensor], state: dict[str, Tensor], training: 
     scaled = (fused - mean.view(shape)) / (variance.view(shape) + 1e-5).sqrt()
     scaled = scaled * state["norm.weight"].view(shape) + state["norm.bias"].view(shape)
     return F.conv2d(scaled.clamp(min=0), state["predict.weight"], state["predict.bias"])
-
-
-# Schedule
-
-
-def poly_multiplier(step: int, warmup_steps: int, max_steps: int, power: float) -> float:
-    """Multiplier of the learning rate: a straight line from 1e-6 to 1, then the polynomial."""
-    if step < warmup_steps:
-        return 1e-6 + (1 - 1e-6) * step / warmup_steps
-    return ((max_steps - step) / max_steps) ** power if step < max_steps else 0.0

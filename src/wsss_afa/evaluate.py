@@ -19,9 +19,10 @@ def main(cfg: DictConfig) -> float:
     net, labeler, recipe = load(cfg.ckpt)
     data: AFADataModule = instantiate(cfg.data)
     if tuple(recipe["class_names"]) != data.class_names:
+        known, there = recipe["class_names"], data.class_names
         raise UserError(
-            f"ckpt={cfg.ckpt} knows {len(recipe['class_names'])} classes ({recipe['class_names'][0]}, …), "
-            f"the data has {data.num_classes} ({data.class_names[0]}, …): evaluate on data of the same classes"
+            f"ckpt={cfg.ckpt} knows {len(known)} classes ({known[0]}, …), the data has {len(there)} ({there[0]}, "
+            "…): evaluate on data of the checkpoint's classes"
         )
     data.setup("validate")
     module = AFALightningModule(net, labeler, recipe)

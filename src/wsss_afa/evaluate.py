@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> float:
     if tuple(recipe["class_names"]) != data.class_names:
         known, there = recipe["class_names"], data.class_names
         raise UserError(
-            f"ckpt={cfg.ckpt} knows {len(known)} classes ({known[0]}, …), the data has {len(there)} ({there[0]}, "
-            "…): evaluate on data of the checkpoint's classes"
+            f"ckpt={cfg.ckpt} knows {len(known)} classes ({known[0]}, …), the data has {len(there)} "
+            f"({there[0]}, …): evaluate on data of the checkpoint's classes"
         )
     data.setup("validate")
     module = AFALightningModule(net, labeler, recipe)

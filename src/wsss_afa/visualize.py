@@ -41,7 +41,7 @@ def voc_palette(count: int = 256) -> NDArray[np.uint8]:
 def paint_label(
     image: NDArray[np.uint8], label: NDArray[np.integer], alpha: float = 0.75
 ) -> NDArray[np.uint8]:
-    """Lay the colours of a label (H, W) over the grey image (H, W, 3); ignored pixels become white."""
+    """Lay the colours of a label (H, W) over the grey image (H, W, 3); ignored pixels are whitened."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     colours = voc_palette()[np.clip(label, 0, 255)].astype(np.float64)
     colours[label == IGNORE_INDEX] = 255

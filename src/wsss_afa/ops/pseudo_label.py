@@ -223,6 +223,8 @@ class PseudoLabeler(nn.Module):
     def evaluate(self, net: Localizer, batch: Batch, output: AFAOutput) -> dict[str, Tensor]:
         """Labels of the activation map (``cam``) and of the propagated one (``affinity``) for an evaluation.
 
+        The map is the multi-scale one of training; the propagated one has the low background score.
+
         Args:
             net: an AFANet in evaluation mode.
             batch: ``image`` and ``class_label`` are read.
@@ -261,7 +263,8 @@ class PseudoLabeler(nn.Module):
         assert self.refine is not None
         size = (rgb.shape[-2], rgb.shape[-1])
         small = (size[0] // self.downscale, size[1] // self.downscale)
-        extent = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]], dim=1) // self.downscale
+        sides = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]], dim=1)
+        extent = (sides // self.downscale).clamp(min=1)
         corner = torch.stack([z := torch.zeros_like(box[:, 0]), extent[:, 0], z, extent[:, 1]], dim=1)
         full = _resize(torch.cat(list(maps), dim=1), size)
         crop = resize_boxes(full, box, corner, small, align_corners=True)

@@ -103,22 +103,19 @@ def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:
 
 
 def print_table(record: dict[str, Any], console: Console) -> None:
-    """Print per-class IoU in percent of every label that was scored."""
+    """Print per-class IoU in percent of every label that was scored, of classes with a true pixel."""
     sources = [source for source in _COLUMNS if source in record["iou"]]
     table = Table(title=f"IoU (%) at step {record['step']}", title_justify="left")
     table.add_column("class")
     for source in sources:
         table.add_column(_COLUMNS[source], justify="right")
-    for name in record["iou"]["seg"]:
-        table.add_row(name, *(_percent(record["iou"][source][name]) for source in sources))
+    for name, iou in record["iou"]["seg"].items():
+        if iou is not None:
+            table.add_row(name, *(f"{record['iou'][source][name]:.1f}" for source in sources))
     table.add_section()
-    table.add_row("mean", *(_percent(record[f"val/miou_{source}"]) for source in sources), style="bold")
+    table.add_row("mean", *(f"{record[f'val/miou_{source}']:.1f}" for source in sources), style="bold")
     console.print(table)
     console.print(f"classification mAP {record['val/map_cls']:.1f} %")
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -54,8 +54,8 @@ class DenseEnergyLoss(nn.Module):
 
     −weight/B · Σ_ij gate_i K_ij S_iᵀ S_j with K a Gaussian of position and colour and
     gate_i = max(0, inside_i − max_k S_ik), 1 where the pseudo label is 255. Images and probabilities are
-    halved first. The kernel is summed over all pairs, in chunks; the gate has no gradient and the energy's gradient
-    is −2 · gate · (K S), as in the released program.
+    halved first. The kernel is summed over all pairs, in chunks; the gate has no gradient and the energy's
+    gradient is −2 · gate · (K S), as in the released program.
 
     Args:
         weight: of the energy, which grows with the number of pairs.

@@ -65,22 +65,20 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
         classes: label and name of the classes in the legend.
     """
     columns = max(len(panels) for _, panels in rows)
-    figure = Figure(
-        figsize=(_CELL * columns, (_CELL + 0.15) * len(rows) + 0.6), dpi=100, layout="constrained"
-    )
+    aspects = [panels[0].pixels.shape[0] / panels[0].pixels.shape[1] for _, panels in rows]
+    size = (_CELL * columns, sum(_CELL * aspect + 0.25 for aspect in aspects) + 0.7)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=aspects)
     for row, (caption, panels) in enumerate(rows):
-        for column, axis in enumerate(axes[row]):
+        for axis, panel in zip(axes[row], panels, strict=False):
+            axis.imshow(panel.pixels, interpolation="nearest")
+            axis.set_title(panel.title if row == 0 else "", fontsize=9)
+        for axis in axes[row]:
             axis.set_axis_off()
-            if column >= len(panels):
-                continue
-            axis.imshow(panels[column].pixels, interpolation="nearest")
-            if row == 0:
-                axis.set_title(panels[column].title, fontsize=9)
-        axes[row, 0].text(
-            0, -0.03, caption, transform=axes[row, 0].transAxes, fontsize=8, va="top", clip_on=False
-        )
+        corner = axes[row, 0]
+        text = corner.text(0, -0.03, caption, transform=corner.transAxes, fontsize=8, va="top")
+        text.set_in_layout(False)  # a long caption runs on under the next panels
     palette = voc_palette() / 255
     handles = [Patch(color=palette[label], label=name) for label, name in classes]
     handles.append(Patch(facecolor="white", edgecolor="grey", label="ignored"))

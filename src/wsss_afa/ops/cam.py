@@ -56,7 +56,13 @@ class MultiScaleCAM(nn.Module):
         self.mirror = mirror
 
     @torch.no_grad()
-    def forward(self, net: Localizer, image: Tensor, known: Activation | None = None) -> Activation:
+    def forward(
+        self,
+        net: Localizer,
+        image: Tensor,
+        known: Activation | None = None,
+        channels: Tensor | None = None,
+    ) -> Activation:
         """Return the merged map (B, C, H, W) in [0, 1], float32, and the largest scale's tokens.
 
         Args:
@@ -64,21 +70,31 @@ class MultiScaleCAM(nn.Module):
             image: (B, 3, H, W) normalised.
             known: the raw activation of ``image`` itself where a pass has made it already; it serves as the
                 un-mirrored map of scale 1.
+            channels: (B, G) int64 in [0, C), which maps of each image to keep: the result has G of them, in
+                this order. Whatever is left out is never resized.
         """
+        size = image.shape[-2:]
         total = None
         for scale in self.scales:
             scaled = _rescale(image, scale)
             plain = known if known is not None and scale == 1 else net.activate(scaled)
-            merged = _resize(plain.cam.float(), image.shape[-2:])
+            merged = _resize(_select(plain.cam, channels), size)
             if self.mirror:
-                mirrored = net.activate(scaled.flip(-1)).cam.float()
-                merged = torch.maximum(merged, _resize(mirrored, image.shape[-2:]).flip(-1))
+                mirrored = _select(net.activate(scaled.flip(-1)).cam, channels).flip(-1)
+                merged = torch.maximum(merged, _resize(mirrored, size))
             merged = merged.relu_()
             total = merged if total is None else total + merged
             if scale == max(self.scales):
                 tokens = plain.tokens
         assert total is not None
         return Activation(cam=normalize_cam(total), tokens=tokens)
+
+
+def _select(cam: Tensor, channels: Tensor | None) -> Tensor:
+    """The wanted channels of a raw map, float32."""
+    if channels is None:
+        return cam.float()
+    return cam.gather(1, channels[:, :, None, None].expand(-1, -1, *cam.shape[-2:])).float()
 
 
 def _rescale(image: Tensor, scale: float) -> Tensor:

@@ -4,7 +4,8 @@
      └────► propagation ──► PAR ──► propagated label ──► L_seg
 
 Nothing here has a gradient. All classes, both thresholds and all images of a batch go through each step at
-once; only the classes that an image has are kept, compacted to the front.
+once. Maps of the classes that an image has are compacted to the front before anything is resized, and labels
+get their class ids back at the end.
 """
 
 from __future__ import annotations
@@ -42,11 +43,21 @@ class OwnClasses(NamedTuple):
     present: Tensor
     """(B, G) bool; false is filling."""
 
+    @property
+    def channels(self) -> Tensor:
+        """Foreground channel of each class but the background, (B, G − 1)."""
+        return self.ids[:, 1:] - 1
+
+    def expand(self, label: Tensor) -> Tensor:
+        """Positions among the own classes (B, H, W) to class ids; 255 stays."""
+        table = F.pad(self.ids, (0, IGNORE_INDEX + 1 - self.ids.shape[1]), value=IGNORE_INDEX)
+        return table.gather(1, label.flatten(1)).view_as(label)
+
 
 def own_classes(class_label: Tensor) -> OwnClasses:
     """Compact multi-hot tags (B, C) to the ids of background and the classes present."""
     present = F.pad(class_label > 0, (1, 0), value=True)  # (B, K)
-    most = int(present.sum(dim=1).max())
+    most = max(2, int(present.sum(dim=1).max()))  # a foreground channel even if no image has a tag
     present, ids = present.int().sort(dim=1, descending=True, stable=True)
     return OwnClasses(ids[:, :most], present[:, :most].bool())
 
@@ -192,9 +203,13 @@ class PseudoLabeler(nn.Module):
             step: optimiser steps done so far.
         """
         known = output.activation if self.reuse_training_pass else None
-        activation = self.cam(net, batch["image"], known)
+        classes = own_classes(batch["class_label"])
+        activation = self.cam(net, batch["image"], known, classes.channels)
+        own: Batch = {**batch, "class_label": classes.present[:, 1:].float()}
         with torch.autocast(batch["image"].device.type, enabled=False):
-            return self._labels(net, batch, activation, output.activation.tokens.grid, step)
+            labels = self._labels(net, own, activation, output.activation.tokens.grid, step)
+        assert labels.segmentation is not None
+        return labels._replace(segmentation=classes.expand(labels.segmentation))
 
     def _labels(
         self, net: Localizer, batch: Batch, activation: Activation, grid: tuple[int, int], step: int
@@ -234,15 +249,16 @@ class PseudoLabeler(nn.Module):
             (B, H, W) int64 labels in [0, C]; classes come from the image's tags, as in the paper's tables.
             ``affinity`` is missing where there is no propagation.
         """
-        activation = self.cam(net, batch["image"], output.activation)
-        tags = batch["class_label"]
+        classes = own_classes(batch["class_label"])
+        activation = self.cam(net, batch["image"], output.activation, classes.channels)
+        tags = classes.present[:, 1:].float()
         labels = {"cam": cam_label(activation.cam, tags, self.eval_threshold, self.eval_threshold)}
         if self.propagate is not None:
             with torch.autocast(batch["image"].device.type, enabled=False):
-                classes = own_classes(tags)
-                maps = self.propagated_maps(activation, net.affinity_head(activation.tokens), classes)
-                labels["affinity"] = best_class(_resize(maps[0], batch["image"].shape[-2:]), classes)
-        return labels
+                affinity = net.affinity_head(activation.tokens)
+                low, _ = self.propagated_maps(activation, affinity, own_classes(tags))
+                labels["affinity"] = _resize(low, batch["image"].shape[-2:]).argmax(1)
+        return {source: classes.expand(label) for source, label in labels.items()}
 
     def refined_maps(self, rgb: Tensor, cam: Tensor, classes: OwnClasses) -> list[Tensor]:
         """PAR of the scores of both thresholds over the whole crop: low and high, each (B, G, H, W)."""

@@ -115,9 +115,9 @@ def test_evaluation_needs_only_checkpoint_and_data(trained, run, tmp_path, monke
     assert run(evaluate, f"ckpt={last}", *data, f"hydra.run.dir={tmp_path}/eval") == (0, "")
     scores = json.loads((tmp_path / "eval" / "metrics.json").read_text())["last"]
     trained_scores = json.loads((trained / "metrics.json").read_text())["last"]
-    assert {k: v for k, v in scores.items() if k != "step"} == {
-        k: v for k, v in trained_scores.items() if k != "step"
-    }
+    assert scores.pop("checkpoint") == str(last)
+    assert trained_scores.pop("step") == 6
+    assert scores == trained_scores
 
 
 def test_resuming_goes_on_from_the_saved_step(trained, run, tmp_path):

@@ -50,11 +50,13 @@ class Results(Callback):
     Args:
         directory: where the file goes.
         monitor: the score that decides which validation is best.
+        checkpoint: what is evaluated, where nothing is trained.
     """
 
-    def __init__(self, directory: str, monitor: str = "val/miou_seg"):
+    def __init__(self, directory: str, monitor: str = "val/miou_seg", checkpoint: str | None = None):
         self.path = Path(directory) / "metrics.json"
         self.monitor = monitor
+        self.of: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
         self.results: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,7 +64,7 @@ class Results(Callback):
         assert isinstance(pl_module, AFALightningModule)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        record = _record(trainer, pl_module)
+        record = (self.of or {"step": trainer.global_step}) | _record(trainer, pl_module)
         best = self.results.get("best")
         if best is None or record[self.monitor] > best[self.monitor]:
             self.results["best"] = record
@@ -86,7 +88,7 @@ class Results(Callback):
 
 
 def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:
-    """Scores in percent, with the step they belong to."""
+    """Scores in percent."""
     scores = {
         name: round(100 * value.item(), 3)
         for name, value in trainer.callback_metrics.items()
@@ -99,13 +101,14 @@ def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:
         }
         for source, column in module.class_table().items()
     }
-    return {"step": trainer.global_step, **scores, "iou": per_class}
+    return {**scores, "iou": per_class}
 
 
 def print_table(record: dict[str, Any], console: Console) -> None:
     """Print per-class IoU in percent of every label that was scored, of classes with a true pixel."""
     sources = [source for source in _COLUMNS if source in record["iou"]]
-    table = Table(title=f"IoU (%) at step {record['step']}", title_justify="left")
+    of = record.get("checkpoint") or f"step {record['step']}"
+    table = Table(title=f"IoU (%) of {of}", title_justify="left")
     table.add_column("class")
     for source in sources:
         table.add_column(_COLUMNS[source], justify="right")

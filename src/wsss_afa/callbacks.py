@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -132,7 +133,7 @@ class Pictures(Callback):
     """Draw the first validation images at every stage from activation map to prediction.
 
     Args:
-        directory: where ``step_*.png`` go.
+        directory: where ``step_*.png`` go, or ``evaluation.png`` where nothing is trained.
         num_images: rows of the picture; 0 draws none.
     """
 
@@ -174,7 +175,10 @@ class Pictures(Callback):
         if self._rows:
             names = pl_module.recipe["class_names"]
             classes = [(label, names[label - 1]) for label in sorted(self._classes)]
-            self.last = self.directory / f"step_{trainer.global_step:06d}.png"
+            name = (
+                f"step_{trainer.global_step:06d}" if trainer.state.fn == TrainerFn.FITTING else "evaluation"
+            )
+            self.last = self.directory / f"{name}.png"
             save_figure(picture_grid(self._rows[: self.num_images], classes), self.last)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -74,8 +74,10 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in Path(CONFIG_DIR, "experiment").glob("*.yaml")))
 @pytest.mark.parametrize("labels", ["none", "par", "afa"])
-def test_every_experiment_builds(experiment, labels):
+def test_every_experiment_builds(experiment, labels, tmp_path):
     overrides = [f"+experiment={experiment}", f"pseudo_label={labels}", "model.backbone.pretrained=null"]
+    if experiment == "folder":
+        overrides.append(f"data.root={tagged_folder(tmp_path)}")
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose("train", overrides)
     data = instantiate(cfg.data)
@@ -153,6 +155,14 @@ def test_two_processes_train_with_the_same_total_batch(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 6
+
+
+def tagged_folder(root: Path) -> Path:
+    """Two photos, of a class each."""
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        Image.new("RGB", (16, 12)).save(root / name / "photo.jpg")
+    return root
 
 
 def voc_folder(root: Path, broken: bool = False) -> Path:

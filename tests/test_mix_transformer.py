@@ -298,3 +298,18 @@ def test_wrong_arguments(arguments: dict[str, object], message: str):
 def test_image_too_small():
     with pytest.raises(UserError, match="image is 28×64 pixels; need 29 a side or more"):
         mix_transformer("tiny")(torch.randn(1, 3, 28, 64))
+
+
+def test_activation_checkpointing_changes_no_number():
+    torch.manual_seed(0)
+    plain = mix_transformer("tiny", drop_path_rate=0.0)
+    saving = mix_transformer("tiny", drop_path_rate=0.0, activation_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    for model in (plain, saving):
+        encoded = model(image)
+        (encoded.features[-1].sum() + encoded.queries[0].sum()).backward()
+    for name, parameter in plain.named_parameters():
+        gradient = saving.get_parameter(name).grad
+        assert (gradient is None) == (parameter.grad is None)
+        assert gradient is None or torch.equal(gradient, parameter.grad)

@@ -107,6 +107,9 @@ def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:
 
 def print_table(record: dict[str, Any], console: Console) -> None:
     """Print per-class IoU in percent of every label that was scored, of classes with a true pixel."""
+    console.print(f"classification mAP {record['val/map_cls']:.1f} %")
+    if not record["iou"]:
+        return
     sources = [source for source in _COLUMNS if source in record["iou"]]
     of = record.get("checkpoint") or f"step {record['step']}"
     table = Table(title=f"IoU (%) of {of}", title_justify="left")
@@ -119,7 +122,6 @@ def print_table(record: dict[str, Any], console: Console) -> None:
     table.add_section()
     table.add_row("mean", *(f"{record[f'val/miou_{source}']:.1f}" for source in sources), style="bold")
     console.print(table)
-    console.print(f"classification mAP {record['val/map_cls']:.1f} %")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -161,7 +163,9 @@ class Pictures(Callback):
         assert isinstance(pl_module, AFALightningModule)
         if not trainer.is_global_zero or trainer.sanity_checking or len(self._rows) >= self.num_images:
             return
-        layers = explain(pl_module, batch) | {"prediction": outputs["seg"], "truth": batch["mask"]}
+        layers = explain(pl_module, batch) | {"prediction": outputs["seg"]}
+        if "mask" in batch:
+            layers["truth"] = batch["mask"]
         rgb = to_rgb(batch["image"], pl_module.labeler.mean, pl_module.labeler.std)
         for i, name in enumerate(batch["name"]):
             tags = batch["class_label"][i].nonzero().flatten().tolist()

@@ -15,7 +15,7 @@ from wsss_afa.types import UserError
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
-    """Score the validation split and return the segmentation's mIoU, in [0, 1]."""
+    """Score the validation split and return the segmentation's mIoU, in [0, 1]; without masks, the mAP."""
     net, labeler, recipe = load(cfg.ckpt)
     data: AFADataModule = instantiate(cfg.data)
     if tuple(recipe["class_names"]) != data.class_names:
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> float:
     module = AFALightningModule(net, labeler, recipe)
     trainer = make_trainer(cfg)
     scores = trainer.validate(module, datamodule=data, verbose=False)
-    return scores[0]["val/miou_seg"]
+    return scores[0].get("val/miou_seg", scores[0]["val/map_cls"])
 
 
 if __name__ == "__main__":

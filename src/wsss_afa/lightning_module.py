@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss_afa.checkpoint import RECIPE_KEY, Recipe
-from wsss_afa.losses import AFALoss, classification_loss
-from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.losses import AFALoss
+from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision
 from wsss_afa.models.afa import AFANet, parameter_kinds
 from wsss_afa.ops.pseudo_label import PseudoLabeler, to_rgb
 from wsss_afa.optim import AdamWPoly
@@ -48,7 +47,7 @@ class AFALightningModule(L.LightningModule):
         num_outputs = net.num_classes + 1
         sources = ["seg", "cam"] + (["affinity"] if labeler.propagate is not None else [])
         self._scores = nn.ModuleDict({source: SegmentationMetrics(num_outputs) for source in sources})
-        self.average_precision = MultilabelAveragePrecision(net.num_classes)
+        self.average_precision = TagAveragePrecision()
 
     @property
     def scores(self) -> dict[str, SegmentationMetrics]:
@@ -57,11 +56,11 @@ class AFALightningModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One pass and the losses of this phase; later parts are not computed before their phase."""
+        assert self.loss is not None
         if not self.labeler.needed(self.global_step):
-            loss = classification_loss(self.net.classify(batch["image"]), batch["class_label"])
+            loss = self.loss.classification(self.net.classify(batch["image"]), batch["class_label"])
             self._log_terms({"cls": loss, "total": loss})
             return loss + self._idle()
-        assert self.loss is not None
         output: AFAOutput = self.net(batch["image"])
         labels: PseudoLabels = self.labeler(self.net, batch, output, self.global_step)
         rgb = None
@@ -73,13 +72,18 @@ class AFALightningModule(L.LightningModule):
         return terms["total"] + self._idle()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score segmentation, activation map and propagated map; return their labels (B, H, W)."""
+        """Score segmentation, activation map and propagated map; return their labels (B, H, W).
+
+        Without a mask the classification alone is scored, and the segmentation alone returned.
+        """
         output: AFAOutput = self.net(batch["image"])
-        mask = batch["mask"]
         logits = F.interpolate(
-            output.seg_logits.float(), mask.shape[-2:], mode="bilinear", align_corners=False
+            output.seg_logits.float(), batch["image"].shape[-2:], mode="bilinear", align_corners=False
         )
-        labels = {"seg": logits.argmax(1)} | self.labeler.evaluate(self.net, batch, output)
+        labels = {"seg": logits.argmax(1)}
+        if "mask" in batch:
+            labels |= self.labeler.evaluate(self.net, batch, output)
+        mask = batch.get("mask", torch.full_like(labels["seg"], IGNORE_INDEX))
         for source, label in labels.items():
             self.scores[source].update(label, mask)
         self.average_precision.update(output.class_logits.float(), batch["class_label"].int())
@@ -87,13 +91,21 @@ class AFALightningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole set, reduced over processes by the metrics themselves."""
-        for source, metric in self.scores.items():
+        for source, metric in self.scores.items() if self._has_truth() else ():
             self.log(f"val/miou_{source}", metric.compute()["miou"].float(), prog_bar=source == "seg")
         self.log("val/map_cls", self.average_precision.compute())
 
     def class_table(self) -> dict[str, list[float]]:
-        """Per-class IoU in percent by source, background first; NaN where the truth has no pixel."""
-        return {name: (100 * metric.compute()["iou"]).tolist() for name, metric in self.scores.items()}
+        """Per-class IoU in percent by source, background first; NaN where the truth has no pixel.
+
+        Empty where no image had a mask.
+        """
+        scores = self.scores if self._has_truth() else {}
+        return {name: (100 * metric.compute()["iou"]).tolist() for name, metric in scores.items()}
+
+    def _has_truth(self) -> bool:
+        """Whether any image of any process had a mask."""
+        return bool(self.scores["seg"].compute()["miou"].isfinite())
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew; the last counts stay readable until then."""

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels, inside_box
+from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels, UserError, inside_box
 
 
-def classification_loss(logits: Tensor, class_label: Tensor) -> Tensor:
-    """Multi-label soft margin loss of logits (B, C) against multi-hot tags (B, C)."""
-    return F.multilabel_soft_margin_loss(logits.float(), class_label)
+def classification_loss(
+    logits: Tensor, class_label: Tensor, smoothing: float = 0.0, positive_weight: Tensor | None = None
+) -> Tensor:
+    """Multi-label soft margin loss.
+
+    Args:
+        logits: (B, C).
+        class_label: (B, C) multi-hot tags.
+        smoothing: ε in [0, 1): tags of 0 and 1 become ε/2 and 1 − ε/2.
+        positive_weight: (C,) factor on the loss of present classes; None is 1.
+    """
+    target = class_label * (1 - smoothing) + smoothing / 2
+    if positive_weight is None:
+        return F.multilabel_soft_margin_loss(logits.float(), target)
+    return F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=positive_weight)
+
+
+def balanced_positive_weight(tags: Tensor, most: float = 100.0) -> Tensor:
+    """Images without a class over images with it, (C,), in [1 / most, most]; 1 for a class without images.
+
+    Args:
+        tags: (n, C) of all training images.
+        most: bound that keeps a class of few images from shaking the training.
+    """
+    present = tags.float().sum(0)
+    weight = ((len(tags) - present) / present.clamp(min=1)).clamp(1 / most, most)
+    return weight.masked_fill(present == 0, 1.0)
 
 
 def balanced_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -24,7 +50,9 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
         label: (B, H, W) int64 in [0, C] or 255.
     """
     logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
-    per_pixel = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
+    pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (B·H·W, K): a view where logits lie channels last
+    label = label.flatten()
+    per_pixel = F.cross_entropy(pixels, label, ignore_index=IGNORE_INDEX, reduction="none")
     background = label == 0
     foreground = ~background & (label != IGNORE_INDEX)
     return (_masked_mean(per_pixel, background) + _masked_mean(per_pixel, foreground)) / 2
@@ -133,7 +161,16 @@ class AFALoss(nn.Module):
         affinity_weight: λ_aff.
         reg_weight: λ_reg.
         dense_energy: the regulariser; None leaves it out.
+        tag_smoothing: ε in [0, 1) of the classification loss. Worth trying (0.05 to 0.2) where some tags are
+            wrong or missing.
+        positive_weight: C factors on the classification loss of present classes. Worth trying where a class
+            is in few images, and is missed; a configuration's ``balanced`` makes them from the training tags.
+
+    Raises:
+        UserError: the smoothing is out of its range, or a weight is not positive.
     """
+
+    positive_weight: Tensor | None
 
     def __init__(
         self,
@@ -141,10 +178,23 @@ class AFALoss(nn.Module):
         affinity_weight: float = 0.1,
         reg_weight: float = 0.01,
         dense_energy: DenseEnergyLoss | None = None,
+        tag_smoothing: float = 0.0,
+        positive_weight: Sequence[float] | None = None,
     ):
         super().__init__()
+        if not 0 <= tag_smoothing < 1:
+            raise UserError(f"loss.tag_smoothing is {tag_smoothing}, need a share in [0, 1): try 0.1")
+        if isinstance(positive_weight, str) or (positive_weight is not None and min(positive_weight) <= 0):
+            raise UserError(f"loss.positive_weight={positive_weight}, need numbers above 0, one per class")
+        self.tag_smoothing = tag_smoothing
+        factors = None if positive_weight is None else torch.tensor(list(positive_weight), dtype=torch.float)
+        self.register_buffer("positive_weight", factors, persistent=False)
         self.weights = {"cls": 1.0, "seg": seg_weight, "aff": affinity_weight, "reg": reg_weight}
         self.dense_energy = dense_energy
+
+    def classification(self, logits: Tensor, class_label: Tensor) -> Tensor:
+        """L_cls of logits (B, C) against multi-hot tags (B, C)."""
+        return classification_loss(logits, class_label, self.tag_smoothing, self.positive_weight)
 
     def forward(
         self, output: AFAOutput, batch: Batch, labels: PseudoLabels, rgb: Tensor | None = None
@@ -157,7 +207,7 @@ class AFALoss(nn.Module):
             labels: pseudo labels; a part that is None has no term.
             rgb: (B, 3, H, W) in [0, 1]; only the regulariser reads it.
         """
-        terms = {"cls": classification_loss(output.class_logits, batch["class_label"])}
+        terms = {"cls": self.classification(output.class_logits, batch["class_label"])}
         if labels.segmentation is not None:
             terms["seg"] = balanced_cross_entropy(output.seg_logits, labels.segmentation)
             if self.dense_energy is not None:

@@ -1,10 +1,12 @@
-"""VOC's mean intersection over union, from one confusion matrix over the whole set."""
+"""VOC's mean intersection over union, from one confusion matrix over the whole set; precision of tags."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
 
 from wsss_afa.types import IGNORE_INDEX
 
@@ -50,3 +52,40 @@ class SegmentationMetrics(Metric):
         iou = hits / (truth + confusion.sum(0) - hits)
         iou = iou.masked_fill(truth == 0, float("nan"))
         return {"iou": iou, "miou": iou.nanmean()}
+
+
+class TagAveragePrecision(Metric):
+    """Mean over classes of the average precision of their logits; classes that no image has are left out.
+
+    Example:
+        >>> metric = TagAveragePrecision()
+        >>> metric.update(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[1, 0], [0, 0]]))
+        >>> metric.compute()
+        tensor(1.)
+    """
+
+    full_state_update = False
+    logits: list[Tensor]
+    tags: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("logits", default=[], dist_reduce_fx="cat")
+        self.add_state("tags", default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, tags: Tensor) -> None:
+        """Keep a batch.
+
+        Args:
+            logits: (B, C).
+            tags: (B, C) int64 in {0, 1}.
+        """
+        self.logits.append(logits)
+        self.tags.append(tags)
+
+    def compute(self) -> Tensor:
+        """Return the mean in [0, 1], NaN if no image has a tag."""
+        logits, tags = dim_zero_cat(self.logits), dim_zero_cat(self.tags)
+        shown = tags.any(0).nonzero().flatten().tolist()
+        scores = [binary_average_precision(logits[:, c], tags[:, c]) for c in shown]
+        return torch.stack(scores).mean() if scores else torch.tensor(float("nan"), device=logits.device)

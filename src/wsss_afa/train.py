@@ -1,4 +1,4 @@
-"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or ``voc``, ``coco``)."""
+"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or ``voc``, ``coco``, ``folder``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from wsss_afa.checkpoint import Recipe, build
 from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.lightning_module import AFALightningModule
-from wsss_afa.types import MEAN, STD
+from wsss_afa.losses import AFALoss, balanced_positive_weight
+from wsss_afa.types import MEAN, STD, UserError
 
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
@@ -40,6 +41,22 @@ def make_trainer(cfg: DictConfig) -> L.Trainer:
     return cast(L.Trainer, trainer)
 
 
+def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss:
+    """Build the loss; ``loss.positive_weight=balanced`` is resolved with the training tags.
+
+    Raises:
+        UserError: The weights are neither null, ``balanced`` nor one for each class.
+    """
+    weight = cfg.loss.positive_weight
+    if weight == "balanced":
+        weight = balanced_positive_weight(torch.from_numpy(data.train_tags)).tolist()
+    elif isinstance(weight, str) or (weight is not None and len(weight) != data.num_classes):
+        raise UserError(
+            f"loss.positive_weight={weight}, need null, balanced or {data.num_classes} numbers, one per class"
+        )
+    return cast(AFALoss, instantiate(cfg.loss, positive_weight=weight))
+
+
 def best_score(trainer: L.Trainer) -> float:
     """The monitored score of the best checkpoint, NaN before the first validation."""
     checkpoint = trainer.checkpoint_callback
@@ -55,7 +72,12 @@ def main(cfg: DictConfig) -> float:
     data.setup("fit")
     recipe = make_recipe(cfg, data.class_names)
     net, labeler = build(recipe)
-    module = AFALightningModule(net, labeler, recipe, instantiate(cfg.loss), instantiate(cfg.optim))
+    if cfg.compile:
+        net.backbone.compile()
+        net.decoder.compile()
+    module = AFALightningModule(net, labeler, recipe, make_loss(cfg, data), instantiate(cfg.optim))
+    if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
+        cfg.callbacks.best.monitor = "val/map_cls"
     trainer = make_trainer(cfg)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
     return best_score(trainer)

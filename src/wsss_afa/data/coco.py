@@ -85,9 +85,9 @@ class COCO:
         rows = {image["id"]: row for row, image in enumerate(images)}
         self._files = [image["file_name"] for image in images]
         require_files(self._folder, self._files, path.stem)
-        self._labels = np.zeros((len(images), len(classes)), bool)
+        self.labels = np.zeros((len(images), len(classes)), bool)
         for item in content["annotations"]:
-            self._labels[rows[item["image_id"]], classes[item["category_id"]]] = True
+            self.labels[rows[item["image_id"]], classes[item["category_id"]]] = True
         self._regions: list[list[Region]] | None = None
         if with_mask:
             self._regions = _group(content["annotations"], rows, classes)
@@ -100,7 +100,7 @@ class COCO:
     def __getitem__(self, index: int) -> Sample:
         file_name = self._files[index]
         image = read_image(self._folder / file_name)
-        label = self._labels[index].astype(np.float32)
+        label = self.labels[index].astype(np.float32)
         sample = Sample(image=image, class_label=label, name=Path(file_name).stem)
         if self._regions is not None:
             path = self._cache / f"{sample['name']}.png"

@@ -7,15 +7,15 @@ Batches are drawn by ``DrawSampler``, so the Trainer must not add a sampler of i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import cv2
 import lightning as L
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from wsss_afa.data.coco import COCO, COCO_CLASSES
-from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet
+from wsss_afa.data.folder import TaggedFolder, read_folder
+from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights
 from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.data.voc import VOC, VOC_CLASSES
@@ -23,7 +23,7 @@ from wsss_afa.types import UserError
 
 
 class AFADataModule(L.LightningDataModule, ABC):
-    """Loaders of a training set without masks and of a validation set with masks.
+    """Loaders of a training set without masks and of a validation set, with masks where there are any.
 
     Args:
         batch_size: Images per optimiser step, over all processes and accumulated micro-batches.
@@ -32,10 +32,17 @@ class AFADataModule(L.LightningDataModule, ABC):
         scale: Smallest and largest ratio of random rescaling.
         flip: Probability of a horizontal mirror.
         seed: Of the order and of the augmentations, not negative.
+        balanced: Whether images of rare classes are drawn more often, by the inverse of their frequency.
+            Worth trying where some classes have ten times the images of others.
+        skip_broken: Whether an image that cannot be read is replaced in training, left out in validation and
+            reported at the end, instead of stopping the run.
 
     Raises:
         UserError: A value is out of its range.
     """
+
+    has_masks: bool = True
+    """Whether validation images have masks."""
 
     def __init__(
         self,
@@ -45,14 +52,19 @@ class AFADataModule(L.LightningDataModule, ABC):
         scale: Sequence[float],
         flip: float,
         seed: int,
+        balanced: bool,
+        skip_broken: bool,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.balanced = balanced
+        self.skip_broken = skip_broken
         self._train_transform = TrainTransform(crop_size, scale, flip)
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
+        self._broken: set[str] = set()
 
     @property
     @abstractmethod
@@ -64,13 +76,19 @@ class AFADataModule(L.LightningDataModule, ABC):
         """C, without background."""
         return len(self.class_names)
 
+    @property
+    def train_tags(self) -> NDArray[np.bool_]:
+        """Tags of the training images, (n, C); ``setup("fit")`` comes first."""
+        assert self._train is not None, "setup('fit') comes first"
+        return self._train.labels
+
     @abstractmethod
     def make_train_set(self) -> SampleSet:
         """The training images, without masks."""
 
     @abstractmethod
     def make_val_set(self) -> SampleSet:
-        """The validation images, with masks."""
+        """The validation images, with masks if they have any."""
 
     def setup(self, stage: str) -> None:
         """Find the files of the stage.
@@ -91,22 +109,30 @@ class AFADataModule(L.LightningDataModule, ABC):
         """
         assert self._train is not None, "setup('fit') comes first"
         sampler = self._sampler(len(self._train))
-        return self._loader(Augmented(self._train, self._train_transform), sampler)
+        images = Augmented(self._train, self._train_transform, self.skip_broken)
+        return DrawLoader(images, sampler, self.num_workers, self._broken)
 
     def val_dataloader(self) -> DrawLoader:
         """Single images of native size: every ``world_size``-th, so that none is seen twice."""
         assert self._val is not None, "setup('validate') comes first"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [[index] for index in range(rank, len(self._val), world_size)]
-        return self._loader(Augmented(self._val, EvalTransform()), batches)
+        images = Augmented(self._val, EvalTransform(), self.skip_broken)
+        return DrawLoader(images, batches, self.num_workers, self._broken)
+
+    def teardown(self, stage: str) -> None:
+        """Report the images that were skipped."""
+        if self._broken:
+            print("\n  ".join([f"skipped   {len(self._broken)} unreadable images:", *sorted(self._broken)]))
 
     def _validates(self) -> bool:
         return self.trainer is None or self.trainer.limit_val_batches > 0
 
     def _sampler(self, length: int) -> DrawSampler:
-        trainer = self.trainer
+        trainer, weights = self.trainer, balanced_weights(self.train_tags) if self.balanced else None
         if trainer is None:
-            return DrawSampler(length, self.batch_size, -(-length // self.batch_size), self.seed)
+            steps = -(-length // self.batch_size)
+            return DrawSampler(length, self.batch_size, steps, self.seed, weights=weights)
         if trainer.max_steps < 1:
             raise UserError(
                 f"trainer.max_steps is {trainer.max_steps}, need the run's number of optimiser steps: set it"
@@ -120,23 +146,8 @@ class AFADataModule(L.LightningDataModule, ABC):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             accumulation=trainer.accumulate_grad_batches,
+            weights=weights,
         )
-
-    def _loader(self, dataset: Augmented, batches: Iterable[list[Any]]) -> DrawLoader:
-        return DrawLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_use_one_thread,
-        )
-
-
-def _use_one_thread(worker_id: int) -> None:
-    """Workers are the parallelism; threads inside them would only get in each other's way."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
 
 
 class VOCDataModule(AFADataModule):
@@ -144,12 +155,7 @@ class VOCDataModule(AFADataModule):
 
     Args:
         root: The folder ``VOC2012`` with ``JPEGImages``.
-        batch_size: Images per optimiser step, over all processes and accumulated micro-batches.
-        crop_size: Side of a training crop in pixels.
-        num_workers: Loader processes of each training process.
-        scale: Smallest and largest ratio of random rescaling.
-        flip: Probability of a horizontal mirror.
-        seed: Of the order and of the augmentations, not negative.
+        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
         train_split: List of training images.
         val_split: List of validation images.
 
@@ -168,8 +174,10 @@ class VOCDataModule(AFADataModule):
         seed: int = 0,
         train_split: str = "train_aug",
         val_split: str = "val",
+        balanced: bool = False,
+        skip_broken: bool = False,
     ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed)
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
         self.root, self.train_split, self.val_split = root, train_split, val_split
 
     @property
@@ -191,12 +199,7 @@ class COCODataModule(AFADataModule):
 
     Args:
         root: The folder with ``annotations`` and the image folders.
-        batch_size: Images per optimiser step, over all processes and accumulated micro-batches.
-        crop_size: Side of a training crop in pixels.
-        num_workers: Loader processes of each training process.
-        scale: Smallest and largest ratio of random rescaling.
-        flip: Probability of a horizontal mirror.
-        seed: Of the order and of the augmentations, not negative.
+        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
         year: 2014 or 2017; None takes what is there, 2014 first.
         cache_dir: Where rasterised masks are kept; None is ``~/.cache/wsss_afa``.
 
@@ -215,8 +218,10 @@ class COCODataModule(AFADataModule):
         seed: int = 0,
         year: int | None = None,
         cache_dir: str | None = None,
+        balanced: bool = False,
+        skip_broken: bool = False,
     ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed)
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
         self.root, self.year, self.cache_dir = root, year, cache_dir
 
     @property
@@ -233,6 +238,61 @@ class COCODataModule(AFADataModule):
         return COCO(self.root, "val", self.year, with_mask=True, cache_dir=self.cache_dir)
 
 
+class FolderDataModule(AFADataModule):
+    """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
+
+    Args:
+        root: The folder.
+        labels: Tag file, relative to the root; None finds it.
+        separator: Between tags in text; None finds out.
+        val_fraction: Share of the photos that validate where the folder does not say, in (0, 1).
+        split_seed: Of that choice, apart from ``seed``: runs of other seeds validate on the same photos.
+        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
+        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
+
+    Raises:
+        UserError: A value is out of its range, or the folder cannot be read without guessing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        labels: str | None = None,
+        separator: str | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        ignore_unlisted: bool = False,
+        batch_size: int = 8,
+        crop_size: int = 512,
+        num_workers: int = 0,
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        seed: int = 0,
+        balanced: bool = False,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
+        self._content = read_folder(root, labels, separator, val_fraction, split_seed, ignore_unlisted)
+        self.has_masks = bool(self._content.masks)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the folder names."""
+        return self._content.class_names
+
+    def prepare_data(self) -> None:
+        """Say what was found and how it was read."""
+        print(f"data      {self._content.summary}")
+
+    def make_train_set(self) -> TaggedFolder:
+        """The training photos with their tags."""
+        return TaggedFolder(self._content, "train")
+
+    def make_val_set(self) -> TaggedFolder:
+        """The validation photos with their tags and, if there are any, masks."""
+        return TaggedFolder(self._content, "val", with_mask=self.has_masks)
+
+
 class SyntheticDataModule(AFADataModule):
     """Generated scenes of textured shapes: no files.
 
@@ -244,12 +304,7 @@ class SyntheticDataModule(AFADataModule):
         hue_probability: Difficulty, in [0, 1]: how often an object has its class's hue.
         max_objects: Most objects in a scene.
         scene_seed: Of the scenes, apart from ``seed``: runs of other seeds see the same data.
-        batch_size: Images per optimiser step, over all processes and accumulated micro-batches.
-        crop_size: Side of a training crop in pixels.
-        num_workers: Loader processes of each training process.
-        scale: Smallest and largest ratio of random rescaling.
-        flip: Probability of a horizontal mirror.
-        seed: Of the order and of the augmentations, not negative.
+        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
 
     Raises:
         UserError: A value is out of its range.
@@ -270,8 +325,10 @@ class SyntheticDataModule(AFADataModule):
         scale: Sequence[float] = (1.0, 1.0),
         flip: float = 0.5,
         seed: int = 0,
+        balanced: bool = False,
+        skip_broken: bool = False,
     ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed)
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
         settings = (image_size, num_classes, hue_probability, max_objects, scene_seed)
         self._scenes = {
             "train": SyntheticScenes(train_images, *settings, split="train"),

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsss_afa.types import UserError
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode any image to RGB, in stored pixel order.
+def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
+    """Decode any image to RGB.
 
-    Grey-scale, palette and CMYK images are converted, transparency is dropped. An EXIF orientation is **not**
-    applied: the masks of VOC and the polygons of COCO refer to the pixels as they are stored.
+    Grey-scale, palette and CMYK images are converted, transparency is dropped, and of 16 bits the upper 8 are
+    kept. Of several frames the first is read.
+
+    Args:
+        path: Of the image.
+        upright: Whether to turn the image as its EXIF orientation says. The masks of VOC and the polygons of
+            COCO refer to the pixels as they are stored.
 
     Returns:
         (H, W, 3).
@@ -24,7 +29,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: The file is missing, truncated or no image.
     """
-    return np.array(_open(path).convert("RGB"))
+    image = _open(path)
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:

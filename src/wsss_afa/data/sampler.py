@@ -1,23 +1,28 @@
 """Which images a training step sees, as a pure function of (seed, step).
 
 The draws form one endless line of positions p = step · batch_size + k. Epoch e = p // n is a permutation of
-the n images made from (seed, e); the augmentation of a draw is seeded from (seed, p). Processes and
-accumulated micro-batches cut a step's draws among themselves, so their number never changes what a step
-sees, and a resumed run goes on where the unbroken run would have been.
+the n images made from (seed, e), or n draws by weight; the augmentation of a draw is seeded from (seed, p),
+and so is the choice of an image in the place of one that cannot be read. Processes and accumulated
+micro-batches cut a step's draws among themselves, so their number never changes what a step sees, and a
+resumed run goes on where the unbroken run would have been.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from wsss_afa.types import Sample, UserError
+
+MAX_REPLACEMENTS = 20
+"""Images tried in the place of one that cannot be read."""
 
 
 class Draw(NamedTuple):
@@ -44,6 +49,7 @@ class DrawSampler(Sampler[list[Draw]]):
         rank: This process, in [0, world_size).
         world_size: Number of processes.
         accumulation: Micro-batches per optimiser step.
+        weights: (n,) how often to draw an image, relative to the others; None draws each once an epoch.
 
     Raises:
         UserError: There is no image, the seed is negative or the batch cannot be shared out evenly.
@@ -59,6 +65,7 @@ class DrawSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        weights: NDArray[np.floating[Any]] | None = None,
     ) -> None:
         if length < 1:
             raise UserError("the training split has 0 images, need at least 1: look at its list")
@@ -70,7 +77,7 @@ class DrawSampler(Sampler[list[Draw]]):
                 f"data.batch_size is {batch_size} in total, need a multiple of {parts} ({world_size} "
                 f"processes × {accumulation} accumulated batches): change one of them"
             )
-        self._length, self._batch_size, self._seed = length, batch_size, seed
+        self._length, self._batch_size, self._seed, self._weights = length, batch_size, seed, weights
         self._steps = range(start_step, num_steps)
         self._shares = [_share(batch_size, parts, m * world_size + rank) for m in range(accumulation)]
         self._total = num_steps * accumulation
@@ -87,9 +94,27 @@ class DrawSampler(Sampler[list[Draw]]):
                     position = step * self._batch_size + k
                     if position // self._length != epoch:
                         epoch = position // self._length
-                        order = _permutation(self._seed, epoch, self._length)
+                        order = self._order(epoch)
                     batch.append(Draw(int(order[position % self._length]), _draw_seed(self._seed, position)))
                 yield batch
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self._weights is None:
+            return _permutation(self._seed, epoch, self._length)
+        return _weighted_order(self._seed, epoch, self._weights)
+
+
+def balanced_weights(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights (n,) that draw an image as often as the rarest of its classes asks (Gupta et al., CVPR 2019).
+
+    A class asks for the inverse of its frequency; images without tags count as a class. Where every image has
+    one tag, all classes are drawn equally often.
+
+    Args:
+        labels: (n, C) tags.
+    """
+    groups = np.column_stack([labels, ~labels.any(1)])
+    return np.asarray((groups / groups.sum(0).clip(1)).max(1))
 
 
 def _share(total: int, parts: int, part: int) -> range:
@@ -99,6 +124,16 @@ def _share(total: int, parts: int, part: int) -> range:
 
 def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def _weighted_order(seed: int, epoch: int, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """As many draws as images, each image ⌊n w⌋ or ⌈n w⌉ times for its share w of the weights."""
+    rng = np.random.default_rng((seed, epoch))
+    images = rng.permutation(len(weights))
+    edges = np.cumsum(weights[images] / weights.sum())
+    points = (np.arange(len(weights)) + rng.random()) / len(weights)
+    drawn = np.searchsorted(edges, points, side="right").clip(max=len(weights) - 1)
+    return np.asarray(rng.permutation(images[drawn]))
 
 
 def _draw_seed(seed: int, position: int) -> int:
@@ -113,6 +148,11 @@ class SampleSet(Protocol):
         """The C foreground classes."""
         ...
 
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """Tags of all images, (n, C)."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
@@ -124,19 +164,37 @@ class Augmented(Dataset[dict[str, Any]]):
     Args:
         dataset: Where samples come from.
         transform: (image, seed) to (image tensor, valid box). Of a set with masks it must keep the size.
+        skip_broken: Whether another image, drawn by the draw's seed, takes the place of one that cannot be
+            read; one asked for by its index is left empty. Items then have ``broken``, a list of messages.
     """
 
     def __init__(
-        self, dataset: SampleSet, transform: Callable[[NDArray[np.uint8], int], tuple[Tensor, Tensor]]
+        self,
+        dataset: SampleSet,
+        transform: Callable[[NDArray[np.uint8], int], tuple[Tensor, Tensor]],
+        skip_broken: bool = False,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
+        self.skip_broken = skip_broken
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        index, seed = draw if isinstance(draw, Draw) else (draw, 0)
+        if not self.skip_broken:
+            return self._item(*(draw if isinstance(draw, Draw) else (draw, 0)))
+        broken: list[str] = []
+        for index, seed in _candidates(draw, len(self.dataset)):
+            try:
+                return self._item(index, seed) | {"broken": broken}
+            except UserError as error:
+                broken.append(str(error))
+        if isinstance(draw, Draw):
+            raise UserError(f"{len(broken)} images in a row cannot be read, the last as {broken[-1]}")
+        return {"broken": broken}
+
+    def _item(self, index: int, seed: int) -> dict[str, Any]:
         sample = self.dataset[index]
         image, box = self.transform(sample["image"], seed)
         item: dict[str, Any] = {"image": image, "valid_box": box, "name": sample["name"]}
@@ -147,11 +205,49 @@ class Augmented(Dataset[dict[str, Any]]):
         return item
 
 
+def _candidates(draw: Draw | int, length: int) -> Iterator[tuple[int, int]]:
+    """The image drawn, and those that may take its place; of an index that alone."""
+    if isinstance(draw, int):
+        yield draw, 0
+        return
+    yield draw
+    rng = np.random.default_rng((draw.seed, 1))
+    yield from ((int(rng.integers(length)), draw.seed) for _ in range(MAX_REPLACEMENTS))
+
+
 class DrawLoader(DataLoader[dict[str, Any]]):
     """A loader whose position is its sampler's ``start_step``: there is no state to keep.
 
-    The two methods say so to Lightning, which would otherwise warn on every resume that the order is lost.
+    ``state_dict`` and ``load_state_dict`` say so to Lightning, which would otherwise warn on every resume
+    that the order is lost.
+
+    Args:
+        dataset: Where items come from.
+        batches: What to load, batch by batch.
+        num_workers: Processes that load; 0 loads in this one.
+        broken: Filled with the messages of images that were skipped.
     """
+
+    def __init__(
+        self, dataset: Augmented, batches: Iterable[list[Any]], num_workers: int, broken: set[str]
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_use_one_thread,
+        )
+        self._broken = broken
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Batches without what could not be read."""
+        for batch in super().__iter__():
+            self._broken.update(batch.pop("broken", ()))
+            if batch:
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
@@ -159,3 +255,17 @@ class DrawLoader(DataLoader[dict[str, Any]]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to do: the sampler was made for the step at which the run resumes."""
+
+
+def _use_one_thread(worker_id: int) -> None:
+    """Workers are the parallelism; threads inside them would only get in each other's way."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack items to a batch; the messages of skipped images are strung together."""
+    broken = [message for item in items for message in item.pop("broken", ())]
+    whole = [item for item in items if item]
+    batch: dict[str, Any] = default_collate(whole) if whole else {}
+    return batch | {"broken": broken} if broken else batch

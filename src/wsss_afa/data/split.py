@@ -11,9 +11,9 @@ def stratified_split(
 ) -> NDArray[np.bool_]:
     """Choose validation images by iterative stratification.
 
-    Images are dealt out class by class, the one with the fewest images left first; each goes where more of its
-    class is still wanted. Images without tags count as a class of their own. A class of one image stays in
-    training. At least one image is chosen.
+    Images are dealt out class by class, the one with the fewest images left first; each goes where more of
+    its class is still wanted. Images without tags count as a class of their own. A class of one image stays
+    in training. At least one image is chosen.
 
     Args:
         labels: (n, C) tags.
@@ -38,13 +38,14 @@ def stratified_split(
         wanted[to, -1] -= 1
         left[own[image]] -= 1
 
-    for image in np.flatnonzero(~candidates) if candidates is not None else ():
+    for image in np.flatnonzero(~candidates).tolist() if candidates is not None else ():
         assign(image, 0)
     while left.any():
         group = int(np.where(left > 0, left, left.max() + 1).argmin())
         for image in members[group]:
             if side[image] < 0:
-                assign(image, int((wanted[1, group], wanted[1, -1]) > (wanted[0, group], wanted[0, -1])))
+                need = wanted[:, [group, -1]] / [[1, 1 - fraction], [1, fraction]]  # ties: the emptier side
+                assign(image, int(tuple(need[1].round(9)) > tuple(need[0].round(9))))
     if not (side == 1).any():
         frequency = np.array([groups.sum(0)[row].min() for row in own])
         allowed = frequency if candidates is None else np.where(candidates, frequency, -1)

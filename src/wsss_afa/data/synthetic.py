@@ -178,6 +178,11 @@ class SyntheticScenes:
         self.split, self.with_mask = split, with_mask
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
 
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """Tags of all scenes, (n, C); each is drawn to know them, in some milliseconds."""
+        return np.array([self[index]["class_label"] for index in range(self.length)], bool)
+
     def __len__(self) -> int:
         return self.length
 

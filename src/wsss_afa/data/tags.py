@@ -7,36 +7,21 @@ rows; only COCO's JSON has a way of its own. Nothing here looks at images.
 from __future__ import annotations
 
 import ast
-import csv
-import io
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsss_afa.data.records import (
+    Record,
+    csv_records,
+    json_records,
+    jsonl_records,
+    kind_of,
+    parse_json,
+    read_text,
+)
 from wsss_afa.types import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".avif",
-        ".jp2",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".tga",
-    ]
-)
-"""Endings of files that are taken for images, in small letters."""
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
@@ -50,9 +35,6 @@ _TAG = ("tag", "label", "class", "category")
 _SPLIT = ("split", "subset", "set")
 _MARKS = ";|,"
 _ON_OFF = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-
-Record = tuple[str, dict[str, Any]]
-"""Where it stands, such as "line 3", and its values by column."""
 
 
 class Row(NamedTuple):
@@ -83,13 +65,13 @@ def read_tags(path: Path, separator: str | None = None) -> Table:
     """Read a tag file, whichever of the usual forms it has.
 
     - CSV with a header, separated by comma, semicolon or tab; UTF-8, or UTF-16 with a byte order mark.
-    - JSON: a list of objects, a mapping from file to tags, or COCO's ``images``, ``annotations``, ``categories``.
+    - JSON: a list of objects, a mapping from file to tags, or COCO's three lists.
     - JSON lines: an object a line.
 
-    Tags stand in a column ``tags``, ``labels``, … as a list or as text with one of ``; | ,`` between them; else
-    blanks separate, unless the column is named in the singular. Without such a column every other column is a
-    class and holds 0 or 1. A column ``split`` is optional. An empty cell, an empty list and the name
-    ``background`` mean that the image shows no class.
+    Tags stand in a column ``tags``, ``labels``, … as a list or as text with one of ``; | ,`` between them;
+    without any, blanks separate, unless the column is named in the singular. Where no column has such a name,
+    every other column is a class and holds 0 or 1. A column ``split`` is optional. An empty cell, an empty
+    list and the name ``background`` mean that the image shows no class.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``.
@@ -100,111 +82,15 @@ def read_tags(path: Path, separator: str | None = None) -> Table:
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _table(path, _csv_records(path), separator)
+        return _table(path, csv_records(path), separator)
     if suffix == ".jsonl":
-        return _table(path, _lines(path), separator)
+        return _table(path, jsonl_records(path), separator)
     if suffix != ".json":
         raise UserError(f"{path} is no tag file, need .csv, .tsv, .json or .jsonl: convert it")
-    content = _parse(path, _text(path))
+    content = parse_json(path, read_text(path))
     if isinstance(content, dict) and len(content.keys() & {"images", "annotations", "categories"}) > 1:
         return _coco(path, content)
-    return _table(path, _json_records(path, content), separator)
-
-
-# Files to records
-
-
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions") from error
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} line {line} is not UTF-8: save the file with that encoding") from error
-
-
-def _csv_records(path: Path) -> list[Record]:
-    text = _text(path)
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        lines = [(f"line {reader.line_num}", line) for line in reader if any(cell.strip() for cell in line)]
-    except csv.Error as error:
-        raise UserError(
-            f"{path} line {reader.line_num} is no CSV ({error}): look for a stray quotation mark"
-        ) from error
-    if not lines:
-        raise UserError(
-            f"{path} is empty, need a header such as `file,tags` and a line per image: write them"
-        )
-    header = [cell.strip() for cell in lines[0][1]]
-    if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
-        raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
-    if len(set(header)) < len(header):
-        twice = next(cell for cell in header if header.count(cell) > 1)
-        raise UserError(f"{path} has two columns {twice!r}, need different names: rename or delete one")
-    return [_csv_record(path, where, header, cells) for where, cells in lines[1:]]
-
-
-def _csv_record(path: Path, where: str, header: list[str], cells: list[str]) -> Record:
-    if len(cells) != len(header):
-        raise UserError(
-            f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in quotation "
-            "marks or `;` between them, and keep the comma before an empty cell"
-        )
-    return where, dict(zip(header, cells, strict=True))
-
-
-def _lines(path: Path) -> list[Record]:
-    lines = [(n, line) for n, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
-    return [_as_record(path, f"line {n}", _parse(path, line, n)) for n, line in lines]
-
-
-def _json_records(path: Path, content: Any) -> list[Record]:
-    if isinstance(content, dict):
-        return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
-    if isinstance(content, list):
-        return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
-    raise UserError(
-        f"{path} holds {_kind(content)}, need a list of objects such as "
-        '{"file": "a.jpg", "tags": ["cat"]}, or COCO\'s form: rewrite it'
-    )
-
-
-def _as_record(path: Path, where: str, item: Any) -> Record:
-    if not isinstance(item, dict):
-        raise UserError(
-            f'{path} {where} is {_kind(item)}, need an object such as {{"file": "a.jpg", "tags": ["cat"]}}: '
-            "rewrite it"
-        )
-    return where, item
-
-
-def _parse(path: Path, text: str, line: int = 0) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = {key: value for key, value in pairs if key != "segmentation"}  # large, and of no use here
-        if len({key for key, _ in pairs}) < len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise UserError(f"{path} has {twice!r} twice in one object: keep one of the two")
-        return content
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno} column {error.colno}"
-        raise UserError(f"{path} {place} is no JSON ({error.msg}): mend it there") from error
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-# Records to rows
+    return _table(path, json_records(path, content), separator)
 
 
 def _table(path: Path, records: list[Record], separator: str | None) -> Table:
@@ -261,8 +147,8 @@ def _hot_reader(path: Path, classes: tuple[str, ...]) -> Callable[[Record], tupl
         for name in classes:
             if str(values.get(name)).strip().lower() not in _ON_OFF:
                 raise UserError(
-                    f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1: change it, delete "
-                    "a column that is no class, or name the column of tags `tags`"
+                    f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1: change it, "
+                    "delete a column that is no class, or name the column of tags `tags`"
                 )
         return _clean(name for name in classes if _ON_OFF[str(values[name]).strip().lower()])
 
@@ -281,12 +167,12 @@ def _tag_reader(
         where, values = record
         value = values.get(column)
         if isinstance(value, str) and value.lstrip().startswith("["):
-            value = _list_in_text(path, where, value)
+            value = _list_inread_text(path, where, value)
         if isinstance(value, str):
             value = value.split(mark.strip() or None) if mark else [value]
         if not isinstance(value, list) or not all(type(name) in (str, int) for name in value):
             raise UserError(
-                f"{path} {where} has no list of names in {column!r} ({_kind(value)}): write one, [] for "
+                f"{path} {where} has no list of names in {column!r} ({kind_of(value)}): write one, [] for "
                 "background only"
             )
         return _clean(map(str, value))
@@ -308,7 +194,7 @@ def _find_separator(path: Path, cells: list[tuple[str, str]]) -> str | None:
     return next(iter(found), None)
 
 
-def _list_in_text(path: Path, where: str, text: str) -> Any:
+def _list_inread_text(path: Path, where: str, text: str) -> Any:
     try:
         return ast.literal_eval(text.strip())  # JSON's lists of names are also Python's
     except (ValueError, SyntaxError) as error:

@@ -55,7 +55,7 @@ class VOC:
             )
         self.names = _read_list(self.root, split)
         require_files(self.root / "JPEGImages", [f"{name}.jpg" for name in self.names], split)
-        self._labels = _read_labels(self.root, self.names, tagged=split != "test")
+        self.labels = _read_labels(self.root, self.names, tagged=split != "test")
         self._masks = _find_masks(self.root, self.names, split) if with_mask else None
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class VOC:
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         image = read_image(self.root / "JPEGImages" / f"{name}.jpg")
-        sample = Sample(image=image, class_label=self._labels[index].astype(np.float32), name=name)
+        sample = Sample(image=image, class_label=self.labels[index].astype(np.float32), name=name)
         if self._masks is not None:
             sample["mask"] = _read_mask(self._masks / f"{name}.png", image.shape[:2])
         return sample

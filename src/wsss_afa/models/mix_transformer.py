@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wsss_afa.models.weights import fit_mit, read_weights
 from wsss_afa.types import BackboneOutput, UserError
@@ -128,19 +129,29 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Patch embedding, blocks, LayerNorm (eps 1e-6); the last blocks hand out their queries and keys."""
 
-    def __init__(self, patch_embed: PatchEmbed, blocks: Sequence[Block], num_affinity_blocks: int) -> None:
+    def __init__(
+        self,
+        patch_embed: PatchEmbed,
+        blocks: Sequence[Block],
+        num_affinity_blocks: int,
+        activation_checkpointing: bool,
+    ) -> None:
         super().__init__()
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(patch_embed.proj.out_channels, eps=1e-6)
         self.first_affinity_block = len(blocks) - num_affinity_blocks
+        self.activation_checkpointing = activation_checkpointing
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Map → map (B, c, *s), channels last in memory, and the last blocks' queries and keys."""
         queries, keys = [], []
         tokens, size = self.patch_embed(image)
         for index, block in enumerate(self.blocks):
-            tokens, query, key = block(tokens, size)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens, query, key = checkpoint(block, tokens, size, use_reentrant=False)
+            else:
+                tokens, query, key = block(tokens, size)
             if index >= self.first_affinity_block:
                 queries.append(query)
                 keys.append(key)
@@ -159,6 +170,8 @@ class MixTransformer(nn.Module):
         strides: of the patch embeddings. AFA keeps 1/16 in the last stage; SegFormer has (4, 2, 2, 2).
         drop_path_rate: of the last block, in [0, 1); rises linearly from 0 in the first.
         num_affinity_blocks: blocks of stage 4, counted from its end, that hand out queries and keys.
+        activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest
+            again: less memory, one more forward pass of time.
 
     Attributes:
         channels: of the four features.
@@ -178,6 +191,7 @@ class MixTransformer(nn.Module):
         strides: Sequence[int] = (4, 2, 2, 1),
         drop_path_rate: float = 0.1,
         num_affinity_blocks: int = 2,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         assert len(embed_dims) == len(depths) == len(num_heads) == len(sr_ratios) == len(strides) == 4
@@ -194,7 +208,8 @@ class MixTransformer(nn.Module):
             embed = PatchEmbed(in_channels, dim, 7 if i == 0 else 3, strides[i])
             args = (dim, num_heads[i], sr_ratios[i], mlp_ratio)
             blocks = [Block(*args, next(rates)) for _ in range(depths[i])]
-            self.stages.append(Stage(embed, blocks, num_affinity_blocks if i == 3 else 0))
+            affinity_blocks = num_affinity_blocks if i == 3 else 0
+            self.stages.append(Stage(embed, blocks, affinity_blocks, activation_checkpointing))
         self.apply(_init_weights)
 
     def forward(self, image: Tensor) -> BackboneOutput:
@@ -249,6 +264,7 @@ def mix_transformer(
     pretrained: str | None = None,
     strides: Sequence[int] = (4, 2, 2, 1),
     drop_path_rate: float = 0.1,
+    activation_checkpointing: bool = False,
 ) -> MixTransformer:
     """Build an encoder, with published weights if wanted.
 
@@ -257,6 +273,7 @@ def mix_transformer(
         pretrained: None for random weights; else a file, a URL or a hub id, see `weights.read_weights`.
         strides: of the four patch embeddings.
         drop_path_rate: of the last block, in [0, 1).
+        activation_checkpointing: trade time for memory, see `MixTransformer`.
 
     Returns:
         The encoder, on the CPU, in training mode.
@@ -268,7 +285,12 @@ def mix_transformer(
         raise UserError(f"variant={variant} is not known; need one of {', '.join(VARIANTS)}: set variant=b1")
     if len(strides) != 4:
         raise UserError(f"strides={list(strides)}: got {len(strides)}, need one per stage: set [4, 2, 2, 1]")
-    model = MixTransformer(*VARIANTS[variant], strides=strides, drop_path_rate=drop_path_rate)
+    model = MixTransformer(
+        *VARIANTS[variant],
+        strides=strides,
+        drop_path_rate=drop_path_rate,
+        activation_checkpointing=activation_checkpointing,
+    )
     if pretrained is not None:
         state = read_weights(pretrained)
         try:

@@ -62,6 +62,15 @@ def run(monkeypatch, capsys):
     return program
 
 
+def test_a_mistake_prints_nothing_but_its_line(tmp_path):
+    command = [sys.executable, "-m", "wsss_afa.evaluate", "ckpt=nowhere.ckpt", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ckpt=nowhere.ckpt: no such file")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder of one short training run through all three phases."""

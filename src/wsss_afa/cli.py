@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from typing import NoReturn
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
@@ -32,21 +33,35 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
 
     def decorate(task: Callable[[DictConfig], float]) -> Callable[[], None]:
         @wraps(task)
+        def guarded(cfg: DictConfig) -> float:
+            try:
+                return task(cfg)
+            except _MISTAKES as error:  # before Hydra announces it with a line of its own
+                _stop(error, config_name)
+
+        @wraps(task)
         def main() -> None:
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
             _quieten()
-            program = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)
             try:
-                program()
-            except (UserError, HydraException, OmegaConfBaseException) as error:
-                message = _message(error, config_name)
-                if message is None:
-                    raise
-                sys.exit(f"error: {message}")
+                hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
+            except _MISTAKES as error:
+                _stop(error, config_name)
 
         return main
 
     return decorate
+
+
+_MISTAKES = (UserError, HydraException, OmegaConfBaseException)
+"""What may be a mistake of the user."""
+
+
+def _stop(error: Exception, config_name: str) -> NoReturn:
+    message = _message(error, config_name)
+    if message is None:
+        raise error
+    sys.exit(f"error: {message}")
 
 
 def _quieten() -> None:

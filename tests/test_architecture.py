@@ -18,7 +18,18 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 ENTRY_POINTS = {
-    f"{name}.py" for name in ("train", "evaluate", "predict", "pseudo_labels", "export", "benchmark")
+    f"{name}.py"
+    for name in (
+        "train",
+        "evaluate",
+        "predict",
+        "pseudo_labels",
+        "export",
+        "benchmark",
+        "prepare",
+        "inspect",
+        "shard",
+    )
 }
 LIGHTNING = {"lightning_module.py", "callbacks.py", "data/datamodule.py", "train.py", "evaluate.py"}
 HYDRA = {"cli.py", "checkpoint.py"} | ENTRY_POINTS

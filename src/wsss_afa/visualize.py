@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -88,9 +89,30 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
     return figure
 
 
+def contact_sheet(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: int = 8) -> Figure:
+    """Draw small pictures side by side, each under its caption.
+
+    Args:
+        pictures: Caption of at most two lines, and RGB (H, W, 3).
+        columns: Pictures in a row.
+    """
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(_CELL * columns, (_CELL + 0.35) * rows), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (caption, pixels) in zip(axes, pictures, strict=False):
+        axis.imshow(pixels)
+        axis.set_title(caption, fontsize=7, parse_math=False)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG; a file of that name appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png")
+    with warnings.catch_warnings():  # names of classes may be in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(partial, format="png")
     partial.replace(path)

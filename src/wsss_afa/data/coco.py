@@ -88,11 +88,17 @@ class COCO:
         self.labels = np.zeros((len(images), len(classes)), bool)
         for item in content["annotations"]:
             self.labels[rows[item["image_id"]], classes[item["category_id"]]] = True
+        self.summary = f"{root}: {len(images)} annotated images of {len(content['images'])} in {path}"
         self._regions: list[list[Region]] | None = None
         if with_mask:
             self._regions = _group(content["annotations"], rows, classes)
             self._sizes = [(image["height"], image["width"]) for image in images]
             self._cache = Path(cache_dir or "~/.cache/wsss_afa").expanduser() / _fingerprint(path)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files, in order."""
+        return [self._folder / file for file in self._files]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -103,6 +109,11 @@ class COCO:
         label = self.labels[index].astype(np.float32)
         sample = Sample(image=image, class_label=label, name=Path(file_name).stem)
         if self._regions is not None:
+            if image.shape[:2] != self._sizes[index]:
+                raise UserError(
+                    f"{self._folder / file_name} is {image.shape[:2]} pixels, its annotation says "
+                    f"{self._sizes[index]}: need equal sizes, copy the original image"
+                )
             path = self._cache / f"{sample['name']}.png"
             if not path.exists():
                 _write_atomically(path, rasterize(self._regions[index], *self._sizes[index]))

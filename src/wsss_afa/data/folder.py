@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_afa.data.images import read_image, read_mask
+from wsss_afa.data.images import all_of, read_image, read_mask
 from wsss_afa.data.photos import (
     bare,
     class_folders,
@@ -31,7 +31,8 @@ from wsss_afa.data.split import stratified_split
 from wsss_afa.data.tags import SPLITS, Row, Table
 from wsss_afa.types import IGNORE_INDEX, Sample, UserError
 
-_UNUSED = "(unused)"
+UNUSED = "(unused)"
+"""Name of the class that takes the place of a 255th: no image has it."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,26 @@ class TaggedFolder:
         chosen = [i for i, name in enumerate(content.splits) if name == split]
         self.root, self.class_names = content.root, content.class_names
         self.files = [content.files[i] for i in chosen]
+        self.summary = content.summary
         self._tags = [content.tags[i] for i in chosen]
         self._masks = content.masks if with_mask else None
         absent = [file for file in self.files if with_mask and file not in content.masks]
         if absent:
-            raise UserError(
+            raise all_of([
                 f"{self.root / 'masks'} lacks {len(absent)} of the {len(chosen)} masks of split {split!r}, "
-                f"{absent[0]} first: add them, or remove the folder to go without mIoU"
-            )
+                f"{absent[0]} first: add them, or remove the folder to go without mIoU",
+                *(f"{self.root / file} has no mask: add it" for file in absent[1:]),
+            ])  # fmt: skip
 
     @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all photos, (n, C)."""
         return _multi_hot(self._tags, len(self.class_names))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The photo files, in order."""
+        return [self.root / file for file in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -164,7 +172,7 @@ def _class_names(root: Path, table: Table) -> tuple[str, ...]:
         if (other := spelt.setdefault(name.lower(), name)) != name:
             raise UserError(f"{root} has the classes {other!r} and {name!r}: spell them alike")
     if len(names) >= IGNORE_INDEX:
-        names.insert(IGNORE_INDEX - 1, _UNUSED)
+        names.insert(IGNORE_INDEX - 1, UNUSED)
     return tuple(names)
 
 
@@ -257,12 +265,12 @@ def _summarise(
     how: str,
     masked: Iterable[str],
 ) -> str:
-    named = [name for name in names if name != _UNUSED]
+    named = [name for name in names if name != UNUSED]
     shown = ", ".join(named[:8]) + (", …" if len(named) > 8 else "")
     counts = f"{splits.count('train')} train and {splits.count('val')} val ({how})"
     truth = f"{n} masks" if (n := len(list(masked))) else "no masks, so no mIoU"
     trained = {index for own, split in zip(tags, splits, strict=True) if split == "train" for index in own}
-    untrained = [name for index, name in enumerate(names) if index not in trained and name != _UNUSED]
+    untrained = [name for index, name in enumerate(names) if index not in trained and name != UNUSED]
     warning = f"; no training photo of {', '.join(untrained[:3])}" if untrained else ""
     return (
         f"{root}: {table.how}; {len(tags)} photos, {tags.count(())} of background only; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,14 @@ from PIL import Image, ImageOps
 from wsss_afa.types import UserError
 
 
-def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
+def read_image(path: Path | BinaryIO, upright: bool = False) -> NDArray[np.uint8]:
     """Decode any image to RGB.
 
     Grey-scale, palette and CMYK images are converted, transparency is dropped, and of 16 bits the upper 8 are
     kept. Of several frames the first is read.
 
     Args:
-        path: Of the image.
+        path: Of the image; or an open file, which says in errors where it lies.
         upright: Whether to turn the image as its EXIF orientation says. The masks of VOC and the polygons of
             COCO refer to the pixels as they are stored.
 
@@ -37,11 +38,11 @@ def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
+def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]:
     """Decode a palette or grey-scale PNG whose pixel values are the labels.
 
     Args:
-        path: Of the PNG.
+        path: Of the PNG, or an open file.
         size: (H, W) of the image that it belongs to.
 
     Returns:
@@ -61,6 +62,15 @@ def read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
     return mask
 
 
+def read_kind(file: Path | BinaryIO) -> str:
+    """Format and colours as stored, such as "JPEG RGB", from an image's head; empty if there is no image."""
+    try:
+        with Image.open(file) as image:
+            return f"{image.format} {image.mode}"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ""
+
+
 def absent_files(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of the file names that the folder, listed once, does not hold."""
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -75,13 +85,22 @@ def require_files(folder: Path, names: list[str], split: str) -> None:
     """
     absent = absent_files(folder, names)
     if absent:
-        raise UserError(
+        raise all_of([
             f"{folder} lacks {len(absent)} of the {len(names)} files of split {split!r}, {absent[0]} first: "
-            "copy them or choose another split"
-        )
+            "copy them or choose another split",
+            *(f"{folder / name} is missing: copy it" for name in absent[1:]),
+        ])  # fmt: skip
 
 
-def _open(path: Path) -> Image.Image:
+def all_of(lines: list[str]) -> UserError:
+    """One error of the first line; the others are its notes, for programs that list every mistake."""
+    error = UserError(lines[0])
+    for line in lines[1:]:
+        error.add_note(line)
+    return error
+
+
+def _open(path: Path | BinaryIO) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()

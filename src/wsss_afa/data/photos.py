@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from wsss_afa.data.images import all_of
 from wsss_afa.data.records import IMAGE_SUFFIXES
 from wsss_afa.data.tags import SPLITS, Row, Table, read_tags
 from wsss_afa.types import UserError
 
 _NEED = "need labels.csv with a header `file,tags`, or a sub-folder for each class"
 _TAG_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+_MAX_HINTS = 20
 _FOREIGN = (".heic", ".heif", ".cr2", ".nef", ".arw", ".dng")
 
 
@@ -149,19 +151,27 @@ def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: boo
     """
     by_name = group_by_name(photos)
     rows: dict[str, Row] = {}
+    mistakes: list[str] = []
     for row in table.rows:
-        file = find_photo(root, by_name, row)
+        try:
+            file = find_photo(root, by_name, row, hint=len(mistakes) < _MAX_HINTS)
+        except UserError as error:
+            mistakes.append(str(error))
+            continue
         if file in rows:
             same = set(row.tags) == set(rows[file].tags)
             problem = f"repeats {file}" if same else f"gives {file} other tags than {rows[file].where}"
-            raise UserError(f"{row.where} {problem}, need one row with all tags of a photo: merge them")
-        rows[file] = row
+            mistakes.append(f"{row.where} {problem}, need one row with all tags of a photo: merge them")
+        rows.setdefault(file, row)
     unlisted = [file for file in photos if file not in rows]
     if unlisted and not ignore_unlisted:
-        raise UserError(
+        mistakes.append(
             f"{root} has {len(unlisted)} photos without tags, {unlisted[0]} first: add rows (no tags mean "
             "background only), or set data.ignore_unlisted=true"
         )
+        mistakes += [f"{root / file} has no tags: add a row" for file in unlisted[1:]]
+    if mistakes:
+        raise all_of(mistakes)
     return rows
 
 
@@ -173,8 +183,14 @@ def group_by_name(photos: list[str]) -> dict[str, list[str]]:
     return by_name
 
 
-def find_photo(root: Path, by_name: dict[str, list[str]], row: Row) -> str:
+def find_photo(root: Path, by_name: dict[str, list[str]], row: Row, hint: bool = True) -> str:
     """The photo that a row means; either may have folders above what they share.
+
+    Args:
+        root: The folder.
+        by_name: From ``group_by_name``.
+        row: Of the tag file.
+        hint: Whether a message may look for the nearest name, which takes a while in large folders.
 
     Raises:
         UserError: It means no photo, or several.
@@ -186,9 +202,9 @@ def find_photo(root: Path, by_name: dict[str, list[str]], row: Row) -> str:
         return (exact or found)[0]
     if found:
         raise UserError(f"{row.where} means {found[0]} or {found[1]}: write the path from {root} on")
-    near = difflib.get_close_matches(name, by_name, 1) if len(by_name) < 10_000 else []
-    hint = f"did you mean {by_name[near[0]][0]}?" if near else "copy it there or delete the row"
-    raise UserError(f"{row.where} names {row.file}, which is no image in {root}: {hint}")
+    near = difflib.get_close_matches(name, by_name, 1) if hint and len(by_name) < 10_000 else []
+    remedy = f"did you mean {by_name[near[0]][0]}?" if near else "copy it there or delete the row"
+    raise UserError(f"{row.where} names {row.file}, which is no image in {root}: {remedy}")
 
 
 def _same(one: str, other: str) -> bool:

@@ -34,6 +34,12 @@ class Draw(NamedTuple):
     """Of its augmentation, in [0, 2**32)."""
 
 
+class Order(Protocol):
+    """The images of one epoch by position; an array is one."""
+
+    def __getitem__(self, position: int, /) -> Any: ...
+
+
 class DrawSampler(Sampler[list[Draw]]):
     """Micro-batches of one process, for ``DataLoader(batch_sampler=…)``.
 
@@ -81,12 +87,15 @@ class DrawSampler(Sampler[list[Draw]]):
         self._steps = range(start_step, num_steps)
         self._shares = [_share(batch_size, parts, m * world_size + rank) for m in range(accumulation)]
         self._total = num_steps * accumulation
+        self.order: Callable[[int], Order] = self._order
+        """Gives the order of an epoch; another may take its place."""
 
     def __len__(self) -> int:
         return self._total
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, order = -1, np.empty(0, np.int64)
+        epoch = -1
+        order: Order = np.empty(0, np.int64)
         for step in self._steps:
             for share in self._shares:
                 batch = []
@@ -94,7 +103,7 @@ class DrawSampler(Sampler[list[Draw]]):
                     position = step * self._batch_size + k
                     if position // self._length != epoch:
                         epoch = position // self._length
-                        order = self._order(epoch)
+                        order = self.order(epoch)
                     batch.append(Draw(int(order[position % self._length]), _draw_seed(self._seed, position)))
                 yield batch
 

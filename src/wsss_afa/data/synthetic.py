@@ -177,6 +177,7 @@ class SyntheticScenes:
         self.max_objects = min(max_objects, num_classes)
         self.split, self.with_mask = split, with_mask
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
+        self.summary = f"{length} generated scenes for {split}"
 
     @property
     def labels(self) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,6 +58,13 @@ class VOC:
         require_files(self.root / "JPEGImages", [f"{name}.jpg" for name in self.names], split)
         self.labels = _read_labels(self.root, self.names, tagged=split != "test")
         self._masks = _find_masks(self.root, self.names, split) if with_mask else None
+        self.summary = f"{root}: {len(self)} images of the list {_find_list(self.root, split)}"
+        self.summary += f"; masks of {self._masks.name}" if self._masks else ""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files, in order."""
+        return [self.root / "JPEGImages" / f"{name}.jpg" for name in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,14 +100,19 @@ def parse_tags(path: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _read_list(root: Path, split: str) -> list[str]:
+def _find_list(root: Path, split: str) -> Traversable:
     own, packaged = root / "ImageSets" / "Segmentation" / f"{split}.txt", _PACKAGED / f"{split}.txt"
     if not own.is_file() and not packaged.is_file():
         raise UserError(f"split {split!r} has no list, need {own} or one of train, train_aug, val, test")
-    lines = (own if own.is_file() else packaged).read_text("utf-8").splitlines()
+    return own if own.is_file() else packaged
+
+
+def _read_list(root: Path, split: str) -> list[str]:
+    path = _find_list(root, split)
+    lines = path.read_text("utf-8").splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]  # SBD lists give paths
     if not names:
-        raise UserError(f"{own} lists 0 images, need one name per line: fill or delete it")
+        raise UserError(f"{path} lists 0 images, need one name per line: fill or delete it")
     return names
 
 

@@ -2,12 +2,12 @@
 
 A map is smoothed over 8 neighbours at several dilations, weighted by likeness of colour and by distance, and
 again. No tensor of all neighbours of all maps is built: neighbours are shifted views of one padded map, and
-their weighted sum is accumulated.
+their weighted sum is accumulated. On a GPU with Triton, the kernels of ``par_triton.py`` do the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class PixelAdaptiveRefinement(nn.Module):
     """
 
     position_kernel: Tensor
+    dilations: Tensor
 
     def __init__(
         self,
@@ -47,50 +48,87 @@ class PixelAdaptiveRefinement(nn.Module):
         distance = torch.tensor([float(dy**2 + dx**2) for dy, dx in self.offsets]).sqrt()
         kernel = -((distance / (distance.std() + 1e-8) / color_width) ** 2)
         self.register_buffer("position_kernel", position_weight * kernel.softmax(0), persistent=False)
+        self.register_buffer("dilations", torch.tensor(list(dilations), dtype=torch.int32), persistent=False)
 
     def forward(self, image: Tensor, maps: Tensor, extent: Tensor | None = None) -> Tensor:
         """Return ``maps`` (B, G, H, W) refined; a constant c becomes c · 1.01^num_iter.
 
+        Half precision is computed, and returned, as float32.
+
         Args:
-            image: (B, 3, H, W) RGB in [0, 1].
+            image: (B, 3, H, W) RGB in [0, 1]; gets no gradient.
             maps: (B, G, H, W), any range; linear in them.
             extent: (B, 2) int64, height and width of the part of each canvas, from the top left, that is
                 image: its border is replicated instead of the canvas's. None: the whole canvas.
         """
-        weights = self.kernel(image, extent)
+        image, maps = (x if x.dtype == torch.float64 else x.float() for x in (image, maps))
+        if _suits_triton(image, maps):
+            return self._by_triton(image, maps, extent)
+        weights = torch.split(self.kernel(image, extent), 1, dim=1)  # P of (B, 1, H, W)
+        maps = maps.clone()
         for _ in range(self.num_iter):
-            neighbours = self._neighbours(maps, extent)
-            refined = torch.zeros_like(maps)
-            for weight, neighbour in zip(torch.split(weights, 1, dim=1), neighbours, strict=True):
-                refined.addcmul_(weight, neighbour)
-            maps = refined
+            maps = self._average(weights, maps, extent)
         return maps
 
+    @torch.no_grad()
     def kernel(self, image: Tensor, extent: Tensor | None = None) -> Tensor:
-        """Weights of the P neighbours of each pixel, (B, P, H, W); they sum to 1 + ``position_weight``."""
-        count = len(self.offsets)
-        mean = torch.zeros_like(image)
-        for neighbour in self._neighbours(image, extent):
-            mean += neighbour
-        mean /= count
-        variance = torch.zeros_like(image)
-        for neighbour in self._neighbours(image, extent):
-            variance += (neighbour - mean).square_()
-        scale = (variance / (count - 1)).sqrt_().add_(1e-8)  # (B, 3, H, W)
-        logits = [
-            -((image - neighbour).abs_().div_(scale).div_(self.color_width).square_()).mean(1)
-            for neighbour in self._neighbours(image, extent)
-        ]
-        colour = torch.stack(logits, dim=1).softmax(dim=1)
-        return colour.add_(self.position_kernel.to(image)[:, None, None])
+        """Weights of the P neighbours of each pixel, (B, P, H, W); they sum to 1 + ``position_weight``.
 
-    def _neighbours(self, maps: Tensor, extent: Tensor | None) -> Iterator[Tensor]:
-        """Views of ``maps`` shifted by every offset, borders replicated."""
+        They carry no gradient to the image, and each stage overwrites the one before.
+        """
+        count = len(self.offsets)
+        weights = image.new_zeros(image.shape[0], count, *image.shape[-2:])
+        for channel in torch.split(image, 1, dim=1):  # (B, 1, H, W)
+            neighbours = self._neighbours(channel, extent)
+            mean, variance, difference = torch.zeros_like(channel), torch.zeros_like(channel), channel.clone()
+            for neighbour in neighbours:
+                mean += neighbour
+            mean /= count
+            for neighbour in neighbours:
+                torch.sub(neighbour, mean, out=difference)
+                variance.addcmul_(difference, difference)
+            width = variance.div_(count - 1).sqrt_().add_(1e-8).mul_(self.color_width)
+            for weight, neighbour in zip(torch.split(weights, 1, dim=1), neighbours, strict=True):
+                torch.sub(channel, neighbour, out=difference).div_(width)
+                weight.addcmul_(difference, difference, value=1 / image.shape[1])
+        torch.sub(weights.amin(1, keepdim=True), weights, out=weights).exp_()
+        weights /= weights.sum(1, keepdim=True)
+        return weights.add_(self.position_kernel.to(image)[:, None, None])
+
+    def _by_triton(self, image: Tensor, maps: Tensor, extent: Tensor | None) -> Tensor:
+        from wsss_afa.ops import par_triton
+
+        dilations, position = self.dilations.to(image.device), self.position_kernel.to(image)
+        weights = par_triton.kernel(image, dilations, self.color_width, position, extent)
+        return par_triton.iterate(weights, maps, dilations, self.num_iter, extent)
+
+    def _average(self, weights: Sequence[Tensor], maps: Tensor, extent: Tensor | None) -> Tensor:
+        """Weighted sum of the neighbours, in the memory of ``maps`` unless a gradient needs them."""
+        neighbours = self._neighbours(maps, extent)
+        refined = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
+        for weight, neighbour in zip(weights, neighbours, strict=True):
+            refined.addcmul_(weight, neighbour)
+        return refined
+
+    def _neighbours(self, maps: Tensor, extent: Tensor | None) -> list[Tensor]:
+        """Views of a copy of ``maps`` shifted by every offset, borders replicated."""
         height, width = maps.shape[-2:]
         reach = self.reach
         padded = _replicate(maps, reach, extent)
-        for dy, dx in self.offsets:
-            yield padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+        return [
+            padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+            for dy, dx in self.offsets
+        ]
+
+
+def _suits_triton(image: Tensor, maps: Tensor) -> bool:
+    """Whether kernels can do it: they are for GPUs, in float32, and without gradients."""
+    differentiated = torch.is_grad_enabled() and maps.requires_grad
+    if not image.is_cuda or torch.float64 in (image.dtype, maps.dtype) or differentiated:
+        return False
+    from wsss_afa.ops import par_triton  # here, for Triton is slow to import
+
+    return par_triton.works_on(image.device)
 
 
 def _replicate(maps: Tensor, reach: int, extent: Tensor | None) -> Tensor:

@@ -1,0 +1,285 @@
+"""What is in a data set and what is wrong with it: every image is opened once, as training would open it.
+
+Images are the same if their files have equal bytes; of sets without files, if they have equal pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from wsss_afa.data.folder import UNUSED
+from wsss_afa.data.images import read_kind
+from wsss_afa.data.sampler import SampleSet
+from wsss_afa.types import IGNORE_INDEX, UserError
+
+CHUNK = 16
+"""Images that a process opens before it reports."""
+FEW = 10
+"""Images below which it may be chance that a class always comes with another."""
+IMBALANCE = 10
+"""Ratio of the most frequent class to the rarest from which balancing is worth trying."""
+
+
+class Look(NamedTuple):
+    """What opening one image told."""
+
+    place: str
+    """Its file, or its name where it has none; empty if neither is known."""
+    problem: str
+    """Why training or evaluation could not use it, in one line with the remedy; empty if they can."""
+    size: tuple[int, int]
+    """(H, W) in pixels; zeros if it cannot be used."""
+    kind: str
+    """Format and colours of its file, such as "JPEG RGB"; empty if unknown."""
+    digest: str
+    """Equal for equal content; empty if it cannot be read."""
+    labels: tuple[int, ...]
+    """Values in its mask; empty without one."""
+
+
+class Split(NamedTuple):
+    """One split after every image was opened."""
+
+    name: str
+    """train or val."""
+    class_names: tuple[str, ...]
+    """C foreground classes."""
+    tags: NDArray[np.bool_]
+    """(n, C)."""
+    looks: list[Look]
+    """Of its n images, in order."""
+
+
+class Finding(NamedTuple):
+    """Something that the user may want to mend."""
+
+    level: str
+    """``error`` if a run would stop or its score would be wrong, else ``warning``."""
+    kind: str
+    """unreadable, leak, duplicate, mask or tags; ``layout`` if a split could not be read at all."""
+    message: str
+    """File, problem and remedy in one line."""
+
+
+class _Looks(Dataset[Look]):
+    def __init__(self, images: SampleSet) -> None:
+        self._images = images
+        self._paths: list[Path] | None = getattr(images, "paths", None)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Look:
+        return look(self._images, index, self._paths[index] if self._paths else None)
+
+
+def look(images: SampleSet, index: int, path: Path | None = None) -> Look:
+    """Open one image with its mask, if it has one.
+
+    Args:
+        images: One split.
+        index: In it.
+        path: File of the image, if it has one.
+    """
+    place, kind, digest = _look_at_file(path) if path else ("", "", "")
+    try:
+        sample = images[index]
+    except UserError as error:
+        return Look(place, str(error), (0, 0), kind, digest, ())
+    height, width = sample["image"].shape[:2]
+    mask = sample.get("mask")
+    labels = () if mask is None else tuple(np.flatnonzero(np.bincount(mask.ravel())).tolist())
+    digest = digest or _digest(np.ascontiguousarray(sample["image"]).tobytes())
+    return Look(place or sample["name"], "", (height, width), kind, digest, labels)
+
+
+def look_at_all(images: SampleSet, workers: int) -> Iterator[Look]:
+    """Open all images, in order.
+
+    Args:
+        images: One split.
+        workers: Processes that open them; 0 opens in this one.
+    """
+    workers = min(workers, len(images) // CHUNK)
+    for looks in DataLoader(_Looks(images), batch_size=CHUNK, num_workers=workers, collate_fn=list):
+        yield from looks
+
+
+def find_problems(splits: Sequence[Split]) -> list[Finding]:
+    """All findings in opened splits, errors first."""
+    looks = [each for split in splits for each in split.looks]
+    findings = [Finding("error", "unreadable", each.problem) for each in looks if each.problem]
+    findings += _repeated(splits)
+    for split in splits:
+        findings += _strange_masks(split)
+        if split.name == "train":
+            findings += _poor_tags(split)
+    return sorted(findings, key=lambda finding: finding.level)
+
+
+def co_occurrence(split: Split, top: int) -> list[tuple[str, str, int, float]]:
+    """The pairs of classes that images show together most often.
+
+    Returns:
+        Both names, the number of images with both, and its share of the images of the rarer class.
+    """
+    together = _together(split.tags)
+    totals, names = together.diagonal(), split.class_names
+    rows, columns = np.nonzero(np.triu(together, 1))
+    order = np.argsort(-together[rows, columns], kind="stable")[:top]
+    pairs = zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+    return [
+        (names[i], names[j], int(together[i, j]), float(together[i, j] / min(totals[i], totals[j])))
+        for i, j in pairs
+    ]
+
+
+def describe(split: Split, top: int = 20) -> dict[str, Any]:
+    """Counts of one split, as plain data for JSON, with the ``top`` pairs of classes."""
+    sizes = np.array([each.size for each in split.looks if any(each.size)]).reshape(-1, 2)
+    counts = zip(split.class_names, split.tags.sum(0).tolist(), strict=True)
+    common = Counter(f"{width} × {height}" for height, width in sizes.tolist())
+    return {
+        "images": len(split.looks),
+        "usable": len(sizes),
+        "classes": {name: count for name, count in counts if name != UNUSED},
+        "without_tags": int((~split.tags.any(1)).sum()),
+        "tags_per_image": round(float(split.tags.sum(1).mean()), 2) if len(split.tags) else 0.0,
+        "together": [
+            {"classes": [one, other], "images": images, "share_of_rarer": round(share, 3)}
+            for one, other, images, share in co_occurrence(split, top)
+        ],
+        "height": _spread(sizes[:, 0]),
+        "width": _spread(sizes[:, 1]),
+        "common_sizes": dict(common.most_common(3)),
+        "kinds": dict(Counter(each.kind for each in split.looks if each.kind).most_common()),
+        "masks": sum(bool(each.labels) for each in split.looks),
+    }
+
+
+def choose(tags: NDArray[np.bool_], count: int) -> list[int]:
+    """Images to look at: one of each class while there is room, rare classes first, then evenly spaced ones.
+
+    Args:
+        tags: (n, C).
+        count: Images wanted; at most n are chosen.
+    """
+    groups = np.column_stack([tags, ~tags.any(1)])
+    chosen: set[int] = set()
+    for group in np.argsort(groups.sum(0), kind="stable"):
+        free = [index for index in np.flatnonzero(groups[:, group]).tolist() if index not in chosen]
+        if free and len(chosen) < count:
+            chosen.add(free[0])
+    spaced = np.linspace(0, len(tags) - 1, min(count, len(tags))).round().astype(int).tolist()
+    for index in [*spaced, *range(len(tags))]:
+        if len(chosen) < count:
+            chosen.add(index)
+    return sorted(chosen)
+
+
+def _look_at_file(path: Path) -> tuple[str, str, str]:
+    try:
+        content = path.read_bytes()
+    except OSError:  # opening the image says so
+        return str(path), "", ""
+    return str(path), read_kind(io.BytesIO(content)), _digest(content) if content else ""
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _repeated(splits: Sequence[Split]) -> Iterator[Finding]:
+    """One finding for each content that several images have."""
+    groups: dict[str, list[tuple[Split, int]]] = {}
+    for split in splits:
+        for index, each in enumerate(split.looks):
+            if each.digest:
+                groups.setdefault(each.digest, []).append((split, index))
+    return (_repetition(group) for group in groups.values() if len(group) > 1)
+
+
+def _repetition(group: list[tuple[Split, int]]) -> Finding:
+    """The first image and the worst of its copies: in the other split, else with other tags."""
+    first = group[0]
+    across = [each for each in group if each[0] is not first[0]]
+    contrary = [each for each in group if _tags(*each) != _tags(*first)]
+    other = (across or contrary or group[1:])[0]
+    copies = f" ({len(group)} copies)" if len(group) > 2 else ""
+    (one, i), (two, j) = first, other
+    here, there = one.looks[i].place, two.looks[j].place
+    if across and here == there:
+        problem = f"{here} is in {one.name} and in {two.name}{copies}, so that the score does not count"
+        return Finding("error", "leak", f"{problem}: take it out of one of them")
+    if across:
+        problem = f"{here} in {one.name} and {there} in {two.name} are the same image{copies}"
+        return Finding("error", "leak", f"{problem}, so that the score does not count: delete one")
+    if contrary:
+        (mine, yours) = (", ".join(_tags(*each)) or "no tag" for each in (first, other))
+        problem = f"{here} ({mine}) and {there} ({yours}) are the same image{copies} with different tags"
+        return Finding("warning", "duplicate", f"{problem}: delete the wrong one")
+    problem = f"{here} and {there} are the same image{copies}"
+    return Finding("warning", "duplicate", f"{problem}: delete all but one")
+
+
+def _tags(split: Split, index: int) -> list[str]:
+    return [split.class_names[tag] for tag in np.flatnonzero(split.tags[index])]
+
+
+def _strange_masks(split: Split) -> Iterator[Finding]:
+    """Masks that disagree with the tags, though a score can be computed from them."""
+    for each, tags in zip(split.looks, split.tags, strict=True):
+        shown = {label - 1 for label in each.labels} - {-1, IGNORE_INDEX - 1}
+        untagged = [split.class_names[label] for label in sorted(shown) if not tags[label]]
+        if untagged:
+            problem = f"{each.place} has {', '.join(untagged)} in its mask and not in its tags"
+            yield Finding("warning", "mask", f"{problem}: add the tag or mend the mask")
+        elif each.labels == (0,) and tags.any():
+            problem = f"{each.place} has tags and a mask of background alone"
+            yield Finding("warning", "mask", f"{problem}: draw the mask or remove the tags")
+
+
+def _poor_tags(split: Split) -> Iterator[Finding]:
+    """What makes classes hard or impossible to learn from tags."""
+    together, names = _together(split.tags), split.class_names
+    totals = together.diagonal()
+    empty = [name for name, total in zip(names, totals, strict=True) if not total and name != UNUSED]
+    if empty:
+        problem = f"{split.name} has no image of {_shorten(empty)}"
+        yield Finding("warning", "tags", f"{problem}: add some, or expect nothing of these classes")
+    for i in np.flatnonzero(totals >= FEW).tolist():
+        always = [names[j] for j in np.flatnonzero(together[i] == totals[i]).tolist() if j != i]
+        if always:
+            problem = f"{names[i]} never comes without {_shorten(always)} in {totals[i]} images"
+            yield Finding("warning", "tags", f"{problem}, and tags cannot tell them apart: add some without")
+    present = np.flatnonzero(totals)
+    if len(present) and totals.max() >= IMBALANCE * totals[present].min():
+        rare, common = present[totals[present].argmin()], totals.argmax()
+        problem = f"{split.name} has {totals[common]} images of {names[common]} and {totals[rare]} of"
+        remedy = "try data.balanced=true or loss.positive_weight=balanced"
+        yield Finding("warning", "tags", f"{problem} {names[rare]}: {remedy}")
+
+
+def _shorten(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _together(tags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Images that show both classes, (C, C); the diagonal counts each class."""
+    counts = tags.astype(np.float32)
+    return np.asarray((counts.T @ counts).round().astype(np.int64))
+
+
+def _spread(values: NDArray[Any]) -> dict[str, int]:
+    if not len(values):
+        return {}
+    return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}

@@ -1,0 +1,219 @@
+"""From official archives to a folder that trains: ``python -m wsss_afa.prepare dataset=voc2012 root=…``.
+
+Archives are downloaded, or taken from ``archives=DIR``, and checked; they are unpacked beside the root, which
+appears at once; every split is opened and counted, and masks are read. What was found goes to
+``manifest.json``, last of all: a folder that has one is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from wsss_afa import __version__
+from wsss_afa.cli import entry_point
+from wsss_afa.data.archive import unpack
+from wsss_afa.data.download import Source, download, require_space, verify
+from wsss_afa.data.survey import Split, count_images, count_split, read_all, read_category_ids
+from wsss_afa.types import UserError
+
+MANIFEST = "manifest.json"
+"""In the root: the archives with their hashes, and the counts of what they hold."""
+
+
+def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
+    """The record of a finished preparation, None where there is none.
+
+    Raises:
+        UserError: It is of another data set, cannot be read, or images have gone since.
+    """
+    path = root / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        made, images = manifest["dataset"], manifest["images"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no manifest ({error!r}): delete it and run again") from error
+    if made != dataset:
+        raise UserError(f"root={root} holds {made}, need a folder for {dataset}: set root to another")
+    found = count_images(root)
+    if found != images:
+        raise UserError(
+            f"root={root} has {found} images, its {MANIFEST} says {images}: delete the folder and run again"
+        )
+    return manifest
+
+
+def list_sources(cfg: DictConfig) -> list[Source]:
+    """The archives of a data set, with their addresses on the mirror where there is one."""
+    official = [Source(**file) for file in cfg.dataset.files.values()]
+    if cfg.base_url is None:
+        return official
+    return [source._replace(url=f"{cfg.base_url.rstrip('/')}/{source.name}") for source in official]
+
+
+def fetch(cfg: DictConfig, sources: list[Source], folder: Path) -> dict[str, str]:
+    """Download what the folder lacks, and check all of it.
+
+    Returns:
+        The checksum of each archive, by its name.
+
+    Raises:
+        UserError: A download fails, or the disk holds neither the archives nor, then, what is in them.
+    """
+    left = sum(_bytes_left(source, folder / source.name) for source in sources)
+    require_space(folder, left + sum(source.size or 0 for source in sources))
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        bars = {source: bar.add_task(source.name, total=source.size) for source in sources}
+
+        def fetch_one(source: Source) -> str:
+            def tell(done: int, total: int | None) -> None:
+                bar.update(bars[source], completed=done, total=total)
+
+            path = folder / source.name
+            checksum = download(source, path, cfg.attempts, cfg.wait, cfg.timeout, tell)
+            tell(path.stat().st_size, path.stat().st_size)
+            return checksum
+
+        return {source.name: fetch_one(source) for source in sources}
+
+
+def find(sources: list[Source], folder: Path) -> dict[str, str]:
+    """Check archives that are there already; nothing is downloaded.
+
+    Returns:
+        The checksum of each archive, by its name.
+
+    Raises:
+        UserError: One is missing or another file.
+    """
+    absent = [source for source in sources if not (folder / source.name).is_file()]
+    if absent:
+        raise UserError(
+            f"archives={folder} lacks {', '.join(source.name for source in absent)}: copy it from "
+            f"{absent[0].url}, or leave archives out to download"
+        )
+    return {source.name: verify(folder / source.name, source) for source in sources}
+
+
+def survey(cfg: DictConfig, root: Path) -> dict[str, Split]:
+    """Open and count every split, and read those with masks.
+
+    Raises:
+        UserError: A file is missing or broken, or there are more or fewer images than there should be.
+    """
+    _require_count(root, "images", count_images(root), cfg.dataset.images)
+    found = {}
+    with Progress() as bar:
+        for split, images in cfg.dataset.splits.items():
+            with_mask = split in cfg.dataset.masks
+            task = bar.add_task(f"{split}, with masks" if with_mask else split, total=images)
+            samples = instantiate(cfg.dataset.reader, root=str(root), split=split, with_mask=with_mask)
+            _require_count(root, f"images in {split}", len(samples), images)
+            masks = read_all(samples, cfg.num_workers, _teller(bar, task)) if with_mask else 0
+            bar.update(task, completed=images)
+            found[split] = count_split(samples, masks)
+    return found
+
+
+def make_manifest(
+    cfg: DictConfig, root: Path, archives: dict[str, dict[str, Any]], splits: dict[str, Split]
+) -> dict[str, Any]:
+    """What ``manifest.json`` says; of COCO's classes, the category ids as well."""
+    names = list(next(iter(splits.values()))["tags"])
+    ids = read_category_ids(root / cfg.dataset.categories) if cfg.dataset.categories else {}
+    classes = [
+        {"name": name, "mask_value": value} | ({"category_id": ids[name]} if ids else {})
+        for value, name in enumerate(names, 1)
+    ]
+    return {
+        "dataset": cfg.dataset.name,
+        "library": f"wsss-afa {__version__}",
+        "archives": archives,
+        "images": cfg.dataset.images,
+        "splits": splits,
+        "classes": classes,
+    }
+
+
+def report(cfg: DictConfig, root: Path, manifest: dict[str, Any]) -> None:
+    """Print what there is and the command that trains on it."""
+    if cfg.dataset.categories:
+        print("mask value → category id of 1 to 90:")
+        cells = [f"{c['mask_value']:>2} → {c['category_id']:>2} {c['name']:<15}" for c in manifest["classes"]]
+        print("\n".join("  ".join(cells[start : start + 4]).rstrip() for start in range(0, len(cells), 4)))
+    for name, split in manifest["splits"].items():
+        print(
+            f"{name:<10} {split['images']} images, {split['masks']} masks, {sum(split['tags'].values())} tags"
+        )
+    print(f"manifest   {root / MANIFEST}")
+    print(f"train      python -m wsss_afa.train +experiment={cfg.dataset.experiment} data.root={root}")
+
+
+@entry_point("prepare")
+def main(cfg: DictConfig) -> float:
+    """Prepare a data set and return the number of its images."""
+    name, root = cfg.dataset.name, Path(cfg.root).expanduser()
+    manifest = read_manifest(root, name)
+    if manifest is not None:
+        print(f"{root} holds {name}, {manifest['images']} images: nothing to do")
+        return float(manifest["images"])
+    sources, folder = list_sources(cfg), root.with_name(f"{root.name}_archives")
+    if cfg.archives is None:
+        checksums = fetch(cfg, sources, folder)
+    else:
+        folder = Path(cfg.archives).expanduser()
+        checksums = find(sources, folder)
+    paths = [folder / source.name for source in sources]
+    with Progress() as bar:
+        unpack(
+            paths,
+            root,
+            cfg.dataset.folder,
+            lambda path, count: _teller(bar, bar.add_task(path.name, total=count)),
+        )
+    archives = {
+        path.name: {"url": source.url, "bytes": path.stat().st_size, "checksum": checksums[path.name]}
+        for path, source in zip(paths, sources, strict=True)
+    }
+    manifest = make_manifest(cfg, root, archives, survey(cfg, root))
+    _write(root / MANIFEST, manifest)
+    report(cfg, root, manifest)
+    if cfg.archives is None:
+        print(f"archives   {folder}; they are needed no more")
+    return float(manifest["images"])
+
+
+def _bytes_left(source: Source, path: Path) -> int:
+    there = next((p.stat().st_size for p in (path, path.with_name(f"{path.name}.partial")) if p.exists()), 0)
+    return max((source.size or 0) - there, 0)
+
+
+def _teller(bar: Progress, task: Any) -> Callable[[int], None]:
+    return lambda done: bar.update(task, completed=done)
+
+
+def _require_count(root: Path, what: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise UserError(f"{root} has {found} {what}, need {wanted}: delete the folder and run again")
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): free the disk or choose another") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -29,10 +29,22 @@ ENTRY_POINTS = {
         "prepare",
         "inspect",
         "shard",
+        "voc_server",
     )
 }
-LIGHTNING = {"lightning_module.py", "callbacks.py", "data/datamodule.py", "train.py", "evaluate.py"}
-HYDRA = {"cli.py", "checkpoint.py"} | ENTRY_POINTS
+LIGHTNING = {
+    "lightning_module.py",
+    "callbacks.py",
+    "data/datamodule.py",
+    "train.py",
+    "evaluate.py",
+    "pseudo_labels.py",
+    "threshold_sweep.py",
+    "checkpointing.py",
+    "faults.py",
+    "reproducibility.py",
+}
+HYDRA = {"cli.py", "checkpoint.py", "growth.py"} | ENTRY_POINTS
 CORE = [name for name in FILES if name.startswith(("models/", "ops/")) or name in {"losses.py", "metrics.py"}]
 MAX_LINES = 350
 

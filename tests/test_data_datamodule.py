@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from wsss_afa.data.coco import COCO_CLASSES
-from wsss_afa.data.datamodule import COCODataModule, SyntheticDataModule, VOCDataModule
+from wsss_afa.data.datamodules import COCODataModule, SyntheticDataModule, VOCDataModule
 from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.types import UserError
 
@@ -122,6 +122,17 @@ def test_validation_is_shared_without_duplicates(world_size):
         data.setup("validate")
         seen += [name for batch in data.val_dataloader() for name in batch["name"]]
     assert sorted(seen) == [f"val_{index:06d}" for index in range(5)]
+
+
+def test_a_run_without_validation_asks_for_no_validation_images():
+    def refuse():
+        raise AssertionError("asked for them")
+
+    data = scenes()
+    data.make_val_set = refuse
+    data.setup("fit")
+    trainer, seen = fit(2, data=data)
+    assert (trainer.global_step, len(seen.seen)) == (2, 2)
 
 
 def test_mistakes_come_before_training(tmp_path):

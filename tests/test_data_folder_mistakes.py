@@ -121,7 +121,7 @@ TAG_FILES = {
         r"line 2 names x/a\.png, which is no image",
     ),
     "file missing": (csv("file,tags\n,cat\n"), "line 2 has no image in 'file': write its file name"),
-    "image without row": (csv("file,tags\na.jpg,cat\n"), r"2 photos without tags, b\.jpg first: add rows"),
+    "image without row": (csv("file,tags\na.jpg,cat\n"), r"photos without tags: 2, b\.jpg first: add rows"),
     "repeated row": (csv(CSV + "a.jpg,cat\n"), r"line 5 repeats a\.jpg, .*merge them"),
     "contradictory row": (
         csv(CSV + "a.jpg,dog\n"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_afa.data.images import read_image, read_mask, require_files
+from wsss_afa.data.images import read_image, read_mask, require_files, shrink
 from wsss_afa.types import UserError
 
 
@@ -65,3 +65,34 @@ def test_missing_files_are_counted(tmp_path):
         require_files(tmp_path, ["a", "b", "c"], "val")
     with pytest.raises(UserError, match="lacks 1 of the 1"):
         require_files(tmp_path / "nowhere", ["a"], "val")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("size", [(900, 600), (601, 899), (100, 50)])
+def test_a_long_side_is_reduced_as_pillow_reduces_it(tmp_path, suffix, size):
+    """Partly decoded or not, the picture is that of a whole decoding averaged over areas."""
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0])) * 250 / sum(size)
+    pixels = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=-1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"image.{suffix}", quality=95)
+    reduced = read_image(tmp_path / f"image.{suffix}", max_side=150)
+    ratio = min(1, 150 / max(size))
+    expected = Image.fromarray(pixels).resize([round(side * ratio) for side in size], Image.Resampling.BOX)
+    assert reduced.shape == np.asarray(expected).shape
+    assert np.abs(reduced.astype(int) - np.asarray(expected)).mean() < 2
+
+
+def test_labels_are_picked_and_not_averaged():
+    mask = np.full((90, 60), 7, np.uint8)
+    mask[:, 30:] = 255
+    small = shrink(mask, 45, nearest=True)
+    assert small.shape == (45, 30)
+    assert np.array_equal(np.unique(small), [7, 255])
+    assert (small[:, :15] == 7).all()
+    assert shrink(mask, 90) is mask
+
+
+def test_an_image_on_its_side_is_reduced_and_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (601, 899)).save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg", upright=True, max_side=150).shape == (100, 150, 3)

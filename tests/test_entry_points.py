@@ -124,11 +124,11 @@ def test_evaluation_needs_only_checkpoint_and_data(trained, run, tmp_path, monke
     last = trained / "checkpoints" / "last.ckpt"
     data = ["data.image_size=32", "data.num_classes=3", "data.val_images=6", "trainer.accelerator=cpu"]
     assert run(evaluate, f"ckpt={last}", *data, f"hydra.run.dir={tmp_path}/eval") == (0, "")
-    scores = json.loads((tmp_path / "eval" / "metrics.json").read_text())["last"]
-    trained_scores = json.loads((trained / "metrics.json").read_text())["last"]
+    scores = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    record = json.loads((trained / "metrics.json").read_text())
     assert scores.pop("checkpoint") == str(last)
-    assert trained_scores.pop("step") == 6
-    assert scores == trained_scores
+    assert record["last"].pop("step") == 6
+    assert scores == record["last"] | {"protocol": record["protocol"], "split": "val"}
 
 
 def test_resuming_goes_on_from_the_saved_step(trained, run, tmp_path):
@@ -205,6 +205,10 @@ VOC_SMALL = [
 
 MISTAKES = {
     "misspelt": ([*SMALL, "trainer.max_stepz=3"], r"trainer\.max_stepz .*did you mean trainer\.max_steps\?"),
+    "misspelt in another group": (
+        ["data=voc", "data.train_splt=train"],
+        r"data\.train_splt .*did you mean data\.train_split\?",
+    ),
     "misspelt, added": ([*SMALL, "+data.hue=1"], r"data\.hue is no setting"),
     "unknown option": ([*SMALL, "data=pascal"], r"pascal"),
     "bad value": ([*SMALL, "model.pool_top_k=0"], r"pool_top_k=0"),

@@ -120,7 +120,7 @@ def test_tags_without_images_and_images_without_tags_are_all_listed(run, folder,
     errors = marked(printed, "error ")
     assert re.search(r"labels\.csv line 6 names x\.png, which is no image", errors[0])
     assert re.search(r"labels\.csv line 7 names yy\.png", errors[1])
-    assert re.search(r"2 photos without tags, b\.png first", errors[2])
+    assert re.search(r"photos without tags: 2, b\.png first", errors[2])
     assert errors[3] == f"{folder / 'd.png'} has no tags: add a row"
     assert len(report["findings"]) == 4
     assert report["splits"] == {}

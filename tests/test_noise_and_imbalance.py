@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, log_loss
 
-from wsss_afa.data.datamodule import FolderDataModule, SyntheticDataModule
+from wsss_afa.data.datamodules import FolderDataModule, SyntheticDataModule
 from wsss_afa.data.sampler import Augmented, Draw, DrawSampler, balanced_weights
 from wsss_afa.data.transforms import TrainTransform
 from wsss_afa.losses import AFALoss, balanced_positive_weight, classification_loss

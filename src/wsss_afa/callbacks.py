@@ -19,11 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from wsss_afa.lightning_module import AFALightningModule
-from wsss_afa.ops.pseudo_label import own_classes, to_rgb
+from wsss_afa.models.afa import AFANet
+from wsss_afa.ops.pseudo_label import PseudoLabeler, own_classes, to_rgb
 from wsss_afa.types import Batch
 from wsss_afa.visualize import Panel, paint_heat, paint_label, picture_grid, save_figure
 
-_COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation"}
+_COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
 
 
 class Progress(RichProgressBar):
@@ -46,7 +47,10 @@ class ValidateAtEnd(Callback):
 
 
 class Results(Callback):
-    """Keep the best and the last scores in ``metrics.json`` and print a table of per-class IoU at the end.
+    """Write scores to ``metrics.json`` and print a table of per-class IoU at the end.
+
+    Of a training run the best and the last validation are kept, of an evaluation all there is. Scores are in
+    percent and stand beside the protocol and the split that they were measured with.
 
     Args:
         directory: where the file goes.
@@ -57,7 +61,7 @@ class Results(Callback):
     def __init__(self, directory: str, monitor: str = "val/miou_seg", checkpoint: str | None = None):
         self.path = Path(directory) / "metrics.json"
         self.monitor = monitor
-        self.of: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
+        self.checkpoint = checkpoint
         self.results: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,18 +69,27 @@ class Results(Callback):
         assert isinstance(pl_module, AFALightningModule)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        record = (self.of or {"step": trainer.global_step}) | _record(trainer, pl_module)
-        best = self.results.get("best")
-        if best is None or record[self.monitor] > best[self.monitor]:
-            self.results["best"] = record
-        self.results["last"] = record
+        split = trainer.datamodule.val_split  # type: ignore[attr-defined]  # Lightning attaches it
+        self.results |= {"protocol": pl_module.protocol.extra_repr(), "split": split}
+        record = _record(trainer, pl_module)
+        if self.checkpoint is not None:
+            self.results |= {"checkpoint": self.checkpoint} | record
+        else:
+            record = {"step": trainer.global_step} | record
+            best = self.results.get("best", record)
+            self.results["best"] = record if record[self.monitor] > best[self.monitor] else best
+            self.results["last"] = record
         _write_json(self.path, self.results)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Print the table of the last validation once everything is done."""
         if trainer.is_global_zero and self.results:
             console = Console()
-            print_table(self.results["last"], console)
+            record = self.results.get("last", self.results)
+            of = self.checkpoint or f"step {record['step']}"
+            console.print(f"scores    of {of} on {self.results['split']}", soft_wrap=True)
+            console.print(f"protocol  {self.results['protocol']}", soft_wrap=True)
+            print_table(record, console)
             console.print(f"scores    {self.path}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,8 +124,7 @@ def print_table(record: dict[str, Any], console: Console) -> None:
     if not record["iou"]:
         return
     sources = [source for source in _COLUMNS if source in record["iou"]]
-    of = record.get("checkpoint") or f"step {record['step']}"
-    table = Table(title=f"IoU (%) of {of}", title_justify="left")
+    table = Table(title="IoU (%)", title_justify="left")
     table.add_column("class")
     for source in sources:
         table.add_column(_COLUMNS[source], justify="right")
@@ -193,8 +205,13 @@ class Pictures(Callback):
 
 @torch.no_grad()
 def explain(module: AFALightningModule, batch: Batch) -> dict[str, Tensor]:
-    """Intermediate maps of a batch: ``CAM`` (B, H, W) in [0, 1] and the labels (B, H, W) made from it."""
+    """Intermediate maps of a batch: ``CAM`` (B, H, W) in [0, 1] and the labels (B, H, W) made from it.
+
+    None where labels are given instead of made.
+    """
     labeler, net = module.labeler, module.net
+    if not isinstance(labeler, PseudoLabeler) or not isinstance(net, AFANet):
+        return {}
     activation = labeler.cam(net, batch["image"])
     tags, box = batch["class_label"], batch["valid_box"]
     layers = {"CAM": (activation.cam * tags[:, :, None, None]).amax(1)}

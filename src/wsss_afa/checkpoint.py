@@ -3,21 +3,29 @@
 Beside Lightning's state a checkpoint carries a recipe of plain containers: the resolved configuration of the
 network and of the pseudo labels, the class names and the normalisation. A file from a stranger may name any
 Python object in that configuration, so only the targets listed here are ever instantiated.
+
+Checkpoints that the AFA authors' program wrote (``wetr_iter_*.pth``) hold weights alone. Their recipe is read
+off the weights' shapes, and what no shape shows is the program's own setting.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
 from hydra.utils import instantiate
+from torch import Tensor
 
+from wsss_afa.data.coco import COCO_CLASSES
+from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.models.afa import AFANet
-from wsss_afa.models.weights import check_fit
+from wsss_afa.models.mix_transformer import VARIANTS
+from wsss_afa.models.weights import check_fit, rename_afa
 from wsss_afa.ops.pseudo_label import PseudoLabeler
-from wsss_afa.types import UserError
+from wsss_afa.types import MEAN, STD, UserError
 
 RECIPE_KEY = "wsss_afa"
 """Where in the checkpoint the recipe lies."""
@@ -25,6 +33,9 @@ RECIPE_KEY = "wsss_afa"
 _TARGETS = frozenset(
     {
         "wsss_afa.models.afa.AFANet",
+        "wsss_afa.models.segmentation_net.SegmentationNet",
+        "wsss_afa.models.timm_features.TimmFeatures",
+        "wsss_afa.ops.given_label.GivenLabels",
         "wsss_afa.models.mix_transformer.mix_transformer",
         "wsss_afa.ops.cam.MultiScaleCAM",
         "wsss_afa.ops.par.PixelAdaptiveRefinement",
@@ -62,32 +73,121 @@ def build(recipe: Recipe) -> tuple[AFANet, PseudoLabeler]:
 
 
 def load(path: str | Path) -> tuple[AFANet, PseudoLabeler, Recipe]:
-    """Rebuild what a training run saved, from its file alone.
+    """Rebuild a trained network from its file alone.
 
     Args:
-        path: a ``.ckpt`` written by training.
+        path: a ``.ckpt`` written by training, or a ``.pth`` of the AFA authors' program, with or without the
+            prefix ``module.`` on its names. Such a file has the classes of VOC if there are 20, of COCO if
+            there are 80, else class_1, class_2, ….
+
+    Returns:
+        Network with the file's weights, labeler and recipe.
 
     Raises:
-        UserError: there is no such file, it cannot be read as plain tensors and containers, or it was not
-            written by this library.
+        UserError: there is no such file, it cannot be read as plain tensors and containers, or neither of the
+            two programs wrote it.
     """
-    if not Path(path).is_file():
+    content = _read(Path(path))
+    try:
+        recipe, state = _own(content) if RECIPE_KEY in content else _released(content)
+        net, labeler = build(recipe)
+        net.load_state_dict(check_fit(state, net))
+    except UserError as error:
+        raise UserError(f"ckpt={path}: {error}") from error
+    return net, labeler, recipe
+
+
+def released_recipe(state: Mapping[str, Tensor]) -> Recipe:
+    """What rebuilds the network of a released AFA checkpoint.
+
+    The encoder's variant, the decoder's width and the number of classes are those of the shapes. Strides,
+    normalisation and pseudo labels are the released program's, for 80 classes those of its COCO settings.
+
+    Args:
+        state: weights under our names, from `rename_afa`.
+
+    Raises:
+        UserError: the encoder has the widths and depths of no variant.
+    """
+    num_classes = len(state["classifier.weight"])
+    names = {len(classes): list(classes) for classes in (VOC_CLASSES, COCO_CLASSES)}
+    return Recipe(
+        model={
+            "_target_": "wsss_afa.models.afa.AFANet",
+            "decoder_dim": len(state["decoder.fuse.weight"]),
+            "backbone": {
+                "_target_": "wsss_afa.models.mix_transformer.mix_transformer",
+                "variant": _find_variant(state),
+                "strides": [4, 2, 2, 1],
+                "pretrained": None,
+            },
+        },
+        pseudo_label=_released_labels(coco=num_classes == len(COCO_CLASSES)),
+        class_names=names.get(num_classes, [f"class_{i + 1}" for i in range(num_classes)]),
+        mean=list(MEAN),
+        std=list(STD),
+    )
+
+
+def _released_labels(coco: bool) -> dict[str, Any]:
+    """The released program's settings: the constructors' defaults on VOC, some others on COCO."""
+    config: dict[str, Any] = {
+        "_target_": "wsss_afa.ops.pseudo_label.PseudoLabeler",
+        "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"},
+        "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement", "num_iter": 15 if coco else 10},
+        "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation"},
+    }
+    if coco:
+        config |= {"start_step": 5000, "propagation_step": 15000, "affinity_from_propagated": True}
+    return config
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
         raise UserError(f"ckpt={path}: no such file; give the path of a checkpoint, such as runs/…/best.ckpt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"ckpt={path}: cannot be read as tensors and plain containers ({reason})") from error
-    if not isinstance(content, dict) or RECIPE_KEY not in content:
-        raise UserError(f"ckpt={path}: was not written by wsss_afa.train (it has no '{RECIPE_KEY}' entry)")
-    recipe = cast(Recipe, content[RECIPE_KEY])
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"ckpt={path}: holds a {type(content).__name__}, need weights by name: give another file"
+        )
+    return content
+
+
+def _own(content: Mapping[str, Any]) -> tuple[Recipe, dict[str, Tensor]]:
+    """Recipe and weights of a checkpoint written by training."""
+    recipe, prefix = cast(Recipe, content[RECIPE_KEY]), "net."
     # Weights come from the checkpoint; the pretrained ones it began with are not fetched again.
     recipe["model"]["backbone"]["pretrained"] = None
-    net, labeler = build(recipe)
-    prefix = "net."
     state = {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    net.load_state_dict(check_fit(state, net))
-    return net, labeler, recipe
+    return recipe, state
+
+
+def _released(content: Mapping[str, Any]) -> tuple[Recipe, dict[str, Tensor]]:
+    """Recipe and weights of a checkpoint written by the AFA authors' program."""
+    for key in ("state_dict", "model"):
+        content = content[key] if isinstance(content.get(key), Mapping) else content
+    try:
+        state = rename_afa({str(key): value for key, value in content.items()})
+    except UserError as error:
+        raise UserError(f"was not written by wsss_afa.train (no entry '{RECIPE_KEY}'), and {error}") from None
+    return released_recipe(state), state
+
+
+def _find_variant(state: Mapping[str, Tensor]) -> str:
+    blocks = r"backbone\.stages\.%d\.blocks\.\d+\.norm1\.weight"
+    norms = [[len(state[key]) for key in state if re.fullmatch(blocks % i, key)] for i in range(4)]
+    shape = tuple(max(stage, default=0) for stage in norms), tuple(len(stage) for stage in norms)
+    for variant, (channels, depths, _) in VARIANTS.items():
+        if shape == (tuple(channels), tuple(depths)):
+            return variant
+    raise UserError(
+        f"its encoder has channels {list(shape[0])} and depths {list(shape[1])}, need those of one of "
+        f"{', '.join(VARIANTS)}: give a checkpoint of a Mix Transformer"
+    )
 
 
 def _check_targets(config: Any) -> None:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -105,10 +106,16 @@ def _override(error: Exception, config_name: str) -> str:
     if match is None:
         return text
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        known = _keys(OmegaConf.to_container(hydra.compose(config_name=config_name)))
+        known = _keys(OmegaConf.to_container(hydra.compose(config_name, _choices())))
     near = difflib.get_close_matches(match[1], known, n=1)
     hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
     return f"{match[1]} is no setting of this run; {hint}"
+
+
+def _choices() -> list[str]:
+    """The overrides that choose a group's file; the others may be the mistake."""
+    groups = {path.name for path in Path(CONFIG_DIR).iterdir() if path.is_dir()}
+    return [word for word in sys.argv[1:] if word.lstrip("+").partition("=")[0] in groups]
 
 
 def _keys(config: object, prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=…``."""
+"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=… protocol=afa``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsss_afa.types import UserError
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
-    """Score the validation split and return the segmentation's mIoU, in [0, 1]; without masks, the mAP."""
+    """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1]."""
     net, labeler, recipe = load(cfg.ckpt)
     data: AFADataModule = instantiate(cfg.data)
     if tuple(recipe["class_names"]) != data.class_names:
@@ -25,10 +25,11 @@ def main(cfg: DictConfig) -> float:
             f"({there[0]}, …): evaluate on data of the checkpoint's classes"
         )
     data.setup("validate")
-    module = AFALightningModule(net, labeler, recipe)
+    protocol = instantiate(cfg.protocol, mean=recipe["mean"], std=recipe["std"])
+    module = AFALightningModule(net, labeler, recipe, protocol=protocol)
     trainer = make_trainer(cfg)
-    scores = trainer.validate(module, datamodule=data, verbose=False)
-    return scores[0].get("val/miou_seg", scores[0]["val/map_cls"])
+    scores = trainer.validate(module, datamodule=data, verbose=False)[0]
+    return next(scores[name] for name in ("val/miou_crf", "val/miou_seg", "val/map_cls") if name in scores)
 
 
 if __name__ == "__main__":

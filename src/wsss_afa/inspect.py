@@ -40,7 +40,8 @@ _THUMBNAIL = 170
 def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
     """The splits that can be read, and what keeps the others from it."""
     try:
-        data: AFADataModule = instantiate(cfg.data)
+        as_stored = {"max_side": None} if "max_side" in cfg.data else {}
+        data: AFADataModule = instantiate(cfg.data, **as_stored)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             return {}, _layout(error.__cause__)

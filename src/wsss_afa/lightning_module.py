@@ -6,37 +6,41 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from wsss_afa.checkpoint import RECIPE_KEY, Recipe
-from wsss_afa.losses import AFALoss
+from wsss_afa.losses import AFALoss, SegmentationLoss
 from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision
 from wsss_afa.models.afa import AFANet, parameter_kinds
+from wsss_afa.models.segmentation_net import SegmentationNet
+from wsss_afa.ops.given_label import GivenLabels
+from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.ops.pseudo_label import PseudoLabeler, to_rgb
 from wsss_afa.optim import AdamWPoly
 from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels
 
 
 class AFALightningModule(L.LightningModule):
-    """End-to-end weakly supervised segmentation (AFA, figure 2).
+    """End-to-end weakly supervised segmentation (AFA, figure 2), or training on labels that are given.
 
     Args:
         net: the network.
-        labeler: makes pseudo labels; knows from which step on.
+        labeler: makes pseudo labels, and knows from which step on; or hands on those that batches carry.
         loss: sums the terms; not needed for evaluation.
         optim: recipe of optimiser and schedule; not needed for evaluation.
         recipe: goes into checkpoints, so that they can be used without the configuration.
+        protocol: how an evaluation segments; None passes the image once, at its own size.
     """
 
     def __init__(
         self,
-        net: AFANet,
-        labeler: PseudoLabeler,
+        net: AFANet | SegmentationNet,
+        labeler: PseudoLabeler | GivenLabels,
         recipe: Recipe,
-        loss: AFALoss | None = None,
+        loss: AFALoss | SegmentationLoss | None = None,
         optim: AdamWPoly | None = None,
+        protocol: MultiScaleSegmentation | None = None,
     ):
         super().__init__()
         self.net = net
@@ -44,20 +48,24 @@ class AFALightningModule(L.LightningModule):
         self.recipe = recipe
         self.loss = loss
         self.optim = optim
+        self.protocol = protocol or MultiScaleSegmentation(mean=recipe["mean"], std=recipe["std"])
         num_outputs = net.num_classes + 1
-        sources = ["seg", "cam"] + (["affinity"] if labeler.propagate is not None else [])
+        sources = ["seg", *labeler.sources] + ["crf"] * (self.protocol.crf is not None)
         self._scores = nn.ModuleDict({source: SegmentationMetrics(num_outputs) for source in sources})
         self.average_precision = TagAveragePrecision()
 
     @property
     def scores(self) -> dict[str, SegmentationMetrics]:
-        """Running scores of segmentation (``seg``), activation map (``cam``) and, if any, ``affinity``."""
+        """Running scores of segmentation (``seg``) and, if any, activation map (``cam``), propagated map
+        (``affinity``) and segmentation after the CRF (``crf``).
+        """
         return cast(dict[str, SegmentationMetrics], dict(self._scores.items()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One pass and the losses of this phase; later parts are not computed before their phase."""
         assert self.loss is not None
         if not self.labeler.needed(self.global_step):
+            assert isinstance(self.loss, AFALoss), "labels that are given are needed from the start"
             loss = self.loss.classification(self.net.classify(batch["image"]), batch["class_label"])
             self._log_terms({"cls": loss, "total": loss})
             return loss + self._idle()
@@ -68,20 +76,21 @@ class AFALightningModule(L.LightningModule):
             rgb = to_rgb(batch["image"], self.labeler.mean, self.labeler.std)
         terms: dict[str, Tensor] = self.loss(output, batch, labels, rgb)
         self._log_terms(terms)
-        self._log_labels(labels, output.affinity.detach())
+        self._log_labels(labels, output)
         return terms["total"] + self._idle()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score segmentation, activation map and propagated map; return their labels (B, H, W).
 
-        Without a mask the classification alone is scored, and the segmentation alone returned.
+        Without a mask the classification alone is scored, and the segmentation's labels alone returned.
         """
         output: AFAOutput = self.net(batch["image"])
-        logits = F.interpolate(
-            output.seg_logits.float(), batch["image"].shape[-2:], mode="bilinear", align_corners=False
-        )
-        labels = {"seg": logits.argmax(1)}
-        if "mask" in batch:
+        probabilities = self.protocol.probabilities(self.net, batch["image"], output.seg_logits)
+        labels = {"seg": probabilities.argmax(1)}
+        if self.protocol.crf is not None:
+            labels["crf"] = self.protocol.refine(batch["image"], probabilities).argmax(1)
+        if "mask" in batch and isinstance(self.labeler, PseudoLabeler):
+            assert isinstance(self.net, AFANet)
             labels |= self.labeler.evaluate(self.net, batch, output)
         mask = batch.get("mask", torch.full_like(labels["seg"], IGNORE_INDEX))
         for source, label in labels.items():
@@ -118,7 +127,8 @@ class AFALightningModule(L.LightningModule):
         The released program multiplies their losses by 0: AdamW counts the step and decays the weight. And
         processes that average gradients need one for every parameter.
         """
-        heads = (*self.net.decoder.parameters(), *self.net.affinity_head.parameters())
+        kinds = parameter_kinds(self.net)
+        heads = (*kinds["decoder"], *kinds["head"])
         return 0.0 * torch.stack([parameter.sum() for parameter in heads]).sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -137,13 +147,14 @@ class AFALightningModule(L.LightningModule):
         self.log("train/loss", terms["total"].detach(), prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
 
-    def _log_labels(self, labels: PseudoLabels, affinity: Tensor) -> None:
+    def _log_labels(self, labels: PseudoLabels, output: AFAOutput) -> None:
         """Shares of pixels in the pseudo label, and how often affinity is wrong about it."""
         segmentation = labels.segmentation
         assert segmentation is not None
         self.log("train/ignored_pixels", (segmentation == IGNORE_INDEX).float().mean())
         self.log("train/background_pixels", (segmentation == 0).float().mean())
         if labels.affinity is not None:
+            affinity = output.affinity.detach()
             same, different = labels.affinity == 1, labels.affinity == 0
             missed = ((1 - affinity) * same).sum() / same.sum().clamp(min=1)
             self.log("train/false_affinity", (affinity * different).sum() / different.sum().clamp(min=1))

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels, UserError, inside_box
+
+
+class SegmentationLogits(Protocol):
+    """Any network's output with logits of every pixel."""
+
+    @property
+    def seg_logits(self) -> Tensor:
+        """(B, K, h, w)."""
+        ...
 
 
 def classification_loss(
@@ -151,6 +161,33 @@ class DenseEnergyLoss(nn.Module):
             offset = -(part_norm[:, :, None] + half_norm[:, None, :])
             rows.append(torch.baddbmm(offset, part, features.mT).exp_() @ values)
         return torch.cat(rows, dim=1).mT.reshape_as(maps)
+
+
+class SegmentationLoss(nn.Module):
+    """Cross-entropy, for labels that are given: the mean over all labelled pixels of the batch."""
+
+    dense_energy: None = None
+    """There is no regulariser."""
+
+    def forward(
+        self, output: SegmentationLogits, batch: Batch, labels: PseudoLabels, rgb: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the term ``seg``, and again as ``total``; 0 without gradient if no pixel has a label.
+
+        Args:
+            output: of the training pass; ``seg_logits`` (B, K, h, w) are read.
+            batch: not read.
+            labels: ``segmentation`` is read.
+            rgb: not read.
+        """
+        label = labels.segmentation
+        assert label is not None
+        logits = F.interpolate(
+            output.seg_logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False
+        )
+        loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
+        loss = loss / (label != IGNORE_INDEX).sum().clamp(min=1)
+        return {"seg": loss, "total": loss}
 
 
 class AFALoss(nn.Module):

@@ -21,6 +21,7 @@ from wsss_afa.cli import entry_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.download import Source, download, require_space, verify
 from wsss_afa.data.survey import Split, count_images, count_split, read_all, read_category_ids
+from wsss_afa.shard import pack
 from wsss_afa.types import UserError
 
 MANIFEST = "manifest.json"
@@ -158,14 +159,8 @@ def report(cfg: DictConfig, root: Path, manifest: dict[str, Any]) -> None:
     print(f"train      python -m wsss_afa.train +experiment={cfg.dataset.experiment} data.root={root}")
 
 
-@entry_point("prepare")
-def main(cfg: DictConfig) -> float:
-    """Prepare a data set and return the number of its images."""
-    name, root = cfg.dataset.name, Path(cfg.root).expanduser()
-    manifest = read_manifest(root, name)
-    if manifest is not None:
-        print(f"{root} holds {name}, {manifest['images']} images: nothing to do")
-        return float(manifest["images"])
+def make(cfg: DictConfig, root: Path) -> dict[str, Any]:
+    """Fetch, unpack, survey and record; return the manifest."""
     sources, folder = list_sources(cfg), root.with_name(f"{root.name}_archives")
     if cfg.archives is None:
         checksums = fetch(cfg, sources, folder)
@@ -189,6 +184,30 @@ def main(cfg: DictConfig) -> float:
     report(cfg, root, manifest)
     if cfg.archives is None:
         print(f"archives   {folder}; they are needed no more")
+    return manifest
+
+
+def make_shards(cfg: DictConfig, root: Path) -> None:
+    """Write the prepared data set as shards beside its root, unless they are there."""
+    out = root.with_name(f"{root.name}_shards")
+    if (out / MANIFEST).exists():
+        print(f"{out} holds shards: nothing to do")
+        return
+    data = instantiate(cfg.dataset.data, root=str(root), num_workers=cfg.num_workers)
+    pack(data, out, cfg.shards, ["train", "val"])
+
+
+@entry_point("prepare")
+def main(cfg: DictConfig) -> float:
+    """Prepare a data set and return the number of its images."""
+    name, root = cfg.dataset.name, Path(cfg.root).expanduser()
+    manifest = read_manifest(root, name)
+    if manifest is None:
+        manifest = make(cfg, root)
+    else:
+        print(f"{root} holds {name}, {manifest['images']} images: nothing to do")
+    if cfg.shards is not None:
+        make_shards(cfg, root)
     return float(manifest["images"])
 
 

@@ -27,16 +27,17 @@ def select_splits(data: AFADataModule, names: list[str]) -> dict[str, SampleSet]
     return {name: makers[name]() for name in names}
 
 
-@entry_point("shard")
-def main(cfg: DictConfig) -> float:
-    """Write the shards and return the number of images in them."""
-    data: AFADataModule = instantiate(cfg.data)
-    sets = select_splits(data, list(cfg.splits))
-    out = Path(cfg.out).expanduser()
+def pack(data: AFADataModule, out: Path, shards: int, splits: list[str]) -> int:
+    """Write the shards, say what is in them, and return the number of images.
+
+    Raises:
+        UserError: A split is not known, files are missing, or the folder cannot take the shards.
+    """
+    sets = select_splits(data, splits)
     with Progress(transient=True) as bar:
         bars = {name: bar.add_task(f"{name:<9}") for name in sets}
         manifest, broken = write_shards(
-            sets, out, cfg.shards, data.num_workers, data.skip_broken,
+            sets, out, shards, data.num_workers, data.skip_broken,
             lambda name, done, total: bar.update(bars[name], completed=done, total=total),
         )  # fmt: skip
     if broken:
@@ -48,7 +49,13 @@ def main(cfg: DictConfig) -> float:
         print(f"{name:<9} {count} images in {len(split.shards)} shards, {size:.1f} MB")
         images += count
     print(f"written   {out}; train with data=streaming data.root={out}")
-    return float(images)
+    return images
+
+
+@entry_point("shard")
+def main(cfg: DictConfig) -> float:
+    """Write the shards and return the number of images in them."""
+    return float(pack(instantiate(cfg.data), Path(cfg.out).expanduser(), cfg.shards, list(cfg.splits)))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,27 @@
-"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or ``voc``, ``coco``, ``folder``)."""
+"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or another file of ``conf/experiment``)."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from wsss_afa.checkpoint import Recipe, build
+from wsss_afa.checkpointing import DurableCheckpointIO, resume_point
 from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.faults import RESUME_HINT, explain, tolerate
 from wsss_afa.lightning_module import AFALightningModule
-from wsss_afa.losses import AFALoss, balanced_positive_weight
+from wsss_afa.losses import AFALoss, SegmentationLoss, balanced_positive_weight
+from wsss_afa.ops.given_label import GivenLabels
+from wsss_afa.reproducibility import RunRecord, binding_settings
 from wsss_afa.types import MEAN, STD, UserError
 
 
@@ -29,24 +36,31 @@ def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
     )
 
 
-def make_trainer(cfg: DictConfig) -> L.Trainer:
-    """Build the Trainer; batch statistics are shared between processes where there are GPUs.
+def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
+    """Build the Trainer with the configured callbacks and more.
 
-    torch has no synchronised BatchNorm on CPUs.
+    Batch statistics are shared between processes where there are GPUs; torch has no synchronised BatchNorm on
+    CPUs.
     """
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator not in ("cpu",)
-    callbacks = list(instantiate(cfg.callbacks).values())
-    loggers = list(instantiate(cfg.logger).values()) if cfg.logger else False
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, sync_batchnorm=on_gpu)
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[*instantiate(cfg.callbacks).values(), *callbacks],
+        logger=tolerate(list(instantiate(cfg.logger).values())) if cfg.logger else False,
+        plugins=DurableCheckpointIO(),
+        sync_batchnorm=on_gpu,
+    )
     return cast(L.Trainer, trainer)
 
 
-def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss:
+def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss | SegmentationLoss:
     """Build the loss; ``loss.positive_weight=balanced`` is resolved with the training tags.
 
     Raises:
         UserError: The weights are neither null, ``balanced`` nor one for each class.
     """
+    if "positive_weight" not in cfg.loss:
+        return cast(SegmentationLoss, instantiate(cfg.loss))
     weight = cfg.loss.positive_weight
     if weight == "balanced":
         weight = balanced_positive_weight(torch.from_numpy(data.train_tags)).tolist()
@@ -57,6 +71,22 @@ def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss:
     return cast(AFALoss, instantiate(cfg.loss, positive_weight=weight))
 
 
+def use_labels(cfg: DictConfig, data: AFADataModule, labeler: object) -> None:
+    """Give the training images the labels of the folder ``labels``, for a labeler that hands them on.
+
+    Raises:
+        UserError: There is a folder but no such labeler, it does not fit the data, or none is named.
+    """
+    if isinstance(labeler, GivenLabels):
+        if cfg.labels is None:
+            raise UserError("pseudo_label=given has no labels to hand on: name their folder, labels=DIR")
+        data.use_labels(cfg.labels)
+    elif cfg.labels is not None:
+        raise UserError(
+            f"labels={cfg.labels}: this run makes its labels itself; add +experiment=second_stage"
+        )
+
+
 def best_score(trainer: L.Trainer) -> float:
     """The monitored score of the best checkpoint, NaN before the first validation."""
     checkpoint = trainer.checkpoint_callback
@@ -64,22 +94,48 @@ def best_score(trainer: L.Trainer) -> float:
     return float("nan") if score is None else score.item()
 
 
+def fit(trainer: L.Trainer, module: AFALightningModule, data: AFADataModule, start: Path | None) -> None:
+    """Train from a checkpoint or from the beginning.
+
+    Raises:
+        UserError: The machine failed in a way that its user can mend, or the last checkpoint is not written.
+    """
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except Exception as error:
+        advice = explain(
+            error, data.batch_size, data.crop_size, trainer.accumulate_grad_batches, data.num_workers
+        )
+        if advice is None:
+            raise
+        raise UserError(advice) from error
+    failed = [path for path in getattr(trainer.strategy.checkpoint_io, "failed", ()) if "step_" not in path]
+    if failed:
+        raise UserError(f"{failed[0]} is missing or of an earlier step: make room; {RESUME_HINT}")
+
+
 @entry_point("train")
 def main(cfg: DictConfig) -> float:
     """Train and return the best monitored score, in [0, 1], for sweeps."""
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.formatwarning = lambda message, *_, **__: f"warning   {message}\n"  # one line, no source
+    settings = binding_settings(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    start = resume_point(cfg.resume, folder / "checkpoints", settings)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data: AFADataModule = instantiate(cfg.data)
     data.setup("fit")
     recipe = make_recipe(cfg, data.class_names)
     net, labeler = build(recipe)
+    use_labels(cfg, data, labeler)
     if cfg.compile:
         net.backbone.compile()
         net.decoder.compile()
     module = AFALightningModule(net, labeler, recipe, make_loss(cfg, data), instantiate(cfg.optim))
     if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
         cfg.callbacks.best.monitor = "val/map_cls"
-    trainer = make_trainer(cfg)
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.resume, weights_only=True)
+    trainer = make_trainer(cfg, RunRecord(str(folder), settings))
+    fit(trainer, module, data, start)
     return best_score(trainer)
 
 

@@ -47,7 +47,7 @@ class Sample(TypedDict):
     name: str
     """Unique in its split."""
     mask: NotRequired[NDArray[np.uint8]]
-    """(H, W) in [0, C] or 255; only in splits made for evaluation."""
+    """(H, W) in [0, C] or 255; only in splits made for evaluation or with labels that are given."""
 
 
 class Batch(TypedDict):
@@ -62,7 +62,7 @@ class Batch(TypedDict):
     name: list[str]
     """Image names, B of them."""
     mask: NotRequired[Tensor]
-    """(B, H, W) int64 in [0, C] or 255; evaluation only."""
+    """(B, H, W) int64 in [0, C] or 255; in evaluation, and in training on labels that are given."""
 
 
 class BackboneOutput(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from wsss_afa.types import IGNORE_INDEX
 
@@ -56,6 +59,44 @@ def paint_heat(image: NDArray[np.uint8], heat: NDArray[np.floating], alpha: floa
     colours = colormaps["jet"](heat)[..., :3] * 255
     mixed: NDArray[np.uint8] = (image * (1 - alpha) + colours * alpha).round().astype(np.uint8)
     return mixed
+
+
+def add_legend(picture: NDArray[np.uint8], classes: Sequence[tuple[int, str]]) -> NDArray[np.uint8]:
+    """Set a white strip with the classes' colours and names under a picture.
+
+    Args:
+        picture: (H, W, 3) RGB.
+        classes: Label and name of the classes.
+
+    Returns:
+        (H', W', 3), the picture in its upper left corner; wider than it only where a name would not fit.
+    """
+    height, width = picture.shape[:2]
+    size = max(12, width // 50)  # of the letters, in pixels
+    font = ImageFont.truetype(findfont("DejaVu Sans"), size)
+    widths = [round(font.getlength(name) + 2.5 * size) for _, name in classes]
+    places = _flow(widths, max([width, *widths]))
+    strip = round(1.5 * size * (1 + max((row for _, row in places), default=-1)))
+    canvas = Image.new("RGB", (max([width, *widths]), height + strip), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for (label, name), (left, row) in zip(classes, places, strict=True):
+        left, top = left + size // 4, height + round((1.5 * row + 0.25) * size)
+        colour = tuple(voc_palette()[label].tolist())
+        draw.rectangle((left, top, left + size - 1, top + size - 1), fill=colour, outline="grey")
+        draw.text((left + 1.4 * size, top + 0.85 * size), name, "black", font, anchor="ls")
+    return np.array(canvas)
+
+
+def _flow(widths: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """Left edge and row of entries that follow each other, in a new row where the limit is reached."""
+    places, left, row = [], 0, 0
+    for width in widths:
+        if left and left + width > limit:
+            left, row = 0, row + 1
+        places.append((left, row))
+        left += width
+    return places
 
 
 def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[tuple[int, str]]) -> Figure:
@@ -106,6 +147,29 @@ def contact_sheet(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: in
         axis.imshow(pixels)
         axis.set_title(caption, fontsize=7, parse_math=False)
     return figure
+
+
+def save_label(label: NDArray[np.uint8], path: Path) -> None:
+    """Write a label (H, W) as a PNG whose palette is PASCAL VOC's: pixel values are classes."""
+    image = Image.fromarray(label)
+    image.putpalette(voc_palette().ravel().tolist())
+    _save_png(image, path)
+
+
+def save_picture(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture (H, W, 3) as a PNG."""
+    _save_png(Image.fromarray(pixels), path)
+
+
+def _save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG; a file of that name appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{os.getpid()}.partial"  # its length is independent of the name's
+    try:
+        image.save(partial, format="PNG", compress_level=3)  # half the time of 6 at about the same size
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lightning data modules: one loader factory, and which data sets fill it.
+"""The Lightning data module that all data sets share: one loader factory.
 
 Batches are drawn by ``DrawSampler``, so the Trainer must not add a sampler of its own
 (``use_distributed_sampler=False``), and a run is one epoch of ``trainer.max_steps`` steps.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_afa.data.coco import COCO, COCO_CLASSES
-from wsss_afa.data.folder import TaggedFolder, read_folder
+from wsss_afa.data.label_folder import LabelledImages
 from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights
-from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
-from wsss_afa.data.voc import VOC, VOC_CLASSES
 from wsss_afa.types import UserError
 
 
@@ -43,6 +41,8 @@ class AFADataModule(L.LightningDataModule, ABC):
 
     has_masks: bool = True
     """Whether validation images have masks."""
+    val_split: str = "val"
+    """Name of the validation split."""
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class AFADataModule(L.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
+        self.crop_size = crop_size
         self.num_workers = num_workers
         self.seed = seed
         self.balanced = balanced
@@ -98,8 +99,18 @@ class AFADataModule(L.LightningDataModule, ABC):
         """
         if stage == "fit" and self._train is None:
             self._train = self.make_train_set()
-        if self._val is None and self._validates():
+        validates = self.trainer.limit_val_batches > 0 if self.trainer else stage == "validate"
+        if self._val is None and validates:
             self._val = self.make_val_set()
+
+    def use_labels(self, folder: str | Path) -> None:
+        """Train on the label PNGs of a folder; ``setup("fit")`` comes first.
+
+        Raises:
+            UserError: The folder does not fit the training images.
+        """
+        assert self._train is not None, "setup('fit') comes first"
+        self._train = LabelledImages(self._train, folder)
 
     def train_dataloader(self) -> DrawLoader:
         """The micro-batches that this process has yet to see; without a Trainer, one pass over the images.
@@ -114,7 +125,8 @@ class AFADataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DrawLoader:
         """Single images of native size: every ``world_size``-th, so that none is seen twice."""
-        assert self._val is not None, "setup('validate') comes first"
+        if self._val is None:
+            self._val = self.make_val_set()
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [[index] for index in range(rank, len(self._val), world_size)]
         images = Augmented(self._val, EvalTransform(), self.skip_broken)
@@ -124,9 +136,6 @@ class AFADataModule(L.LightningDataModule, ABC):
         """Report the images that were skipped."""
         if self._broken:
             print("\n  ".join([f"skipped   {len(self._broken)} unreadable images:", *sorted(self._broken)]))
-
-    def _validates(self) -> bool:
-        return self.trainer is None or self.trainer.limit_val_batches > 0
 
     def _sampler(self, length: int) -> DrawSampler:
         trainer, weights = self.trainer, balanced_weights(self.train_tags) if self.balanced else None
@@ -148,202 +157,3 @@ class AFADataModule(L.LightningDataModule, ABC):
             accumulation=trainer.accumulate_grad_batches,
             weights=weights,
         )
-
-
-class VOCDataModule(AFADataModule):
-    """PASCAL VOC 2012, or any folder in its layout.
-
-    Args:
-        root: The folder ``VOC2012`` with ``JPEGImages``.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
-        train_split: List of training images.
-        val_split: List of validation images.
-
-    Raises:
-        UserError: A value is out of its range; from ``setup``, files are missing.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        train_split: str = "train_aug",
-        val_split: str = "val",
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        self.root, self.train_split, self.val_split = root, train_split, val_split
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The 20 classes of VOC."""
-        return VOC_CLASSES
-
-    def make_train_set(self) -> VOC:
-        """The images of ``train_split`` with their tags."""
-        return VOC(self.root, self.train_split)
-
-    def make_val_set(self) -> VOC:
-        """The images of ``val_split`` with their masks."""
-        return VOC(self.root, self.val_split, with_mask=True)
-
-
-class COCODataModule(AFADataModule):
-    """MS COCO, 2014 or 2017.
-
-    Args:
-        root: The folder with ``annotations`` and the image folders.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
-        year: 2014 or 2017; None takes what is there, 2014 first.
-        cache_dir: Where rasterised masks are kept; None is ``~/.cache/wsss_afa``.
-
-    Raises:
-        UserError: A value is out of its range; from ``setup``, files are missing.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        year: int | None = None,
-        cache_dir: str | None = None,
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        self.root, self.year, self.cache_dir = root, year, cache_dir
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The 80 classes of COCO."""
-        return COCO_CLASSES
-
-    def make_train_set(self) -> COCO:
-        """The annotated training images with their tags."""
-        return COCO(self.root, "train", self.year)
-
-    def make_val_set(self) -> COCO:
-        """The annotated validation images with their masks."""
-        return COCO(self.root, "val", self.year, with_mask=True, cache_dir=self.cache_dir)
-
-
-class FolderDataModule(AFADataModule):
-    """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
-
-    Args:
-        root: The folder.
-        labels: Tag file, relative to the root; None finds it.
-        separator: Between tags in text; None finds out.
-        val_fraction: Share of the photos that validate where the folder does not say, in (0, 1).
-        split_seed: Of that choice, apart from ``seed``: runs of other seeds validate on the same photos.
-        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
-
-    Raises:
-        UserError: A value is out of its range, or the folder cannot be read without guessing.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        labels: str | None = None,
-        separator: str | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        ignore_unlisted: bool = False,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        self._content = read_folder(root, labels, separator, val_fraction, split_seed, ignore_unlisted)
-        self.has_masks = bool(self._content.masks)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes that the folder names."""
-        return self._content.class_names
-
-    def prepare_data(self) -> None:
-        """Say what was found and how it was read."""
-        print(f"data      {self._content.summary}")
-
-    def make_train_set(self) -> TaggedFolder:
-        """The training photos with their tags."""
-        return TaggedFolder(self._content, "train")
-
-    def make_val_set(self) -> TaggedFolder:
-        """The validation photos with their tags and, if there are any, masks."""
-        return TaggedFolder(self._content, "val", with_mask=self.has_masks)
-
-
-class SyntheticDataModule(AFADataModule):
-    """Generated scenes of textured shapes: no files.
-
-    Args:
-        image_size: Side of a scene in pixels.
-        num_classes: 1 to 8 shapes.
-        train_images: Scenes of the training split.
-        val_images: Scenes of the validation split.
-        hue_probability: Difficulty, in [0, 1]: how often an object has its class's hue.
-        max_objects: Most objects in a scene.
-        scene_seed: Of the scenes, apart from ``seed``: runs of other seeds see the same data.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
-
-    Raises:
-        UserError: A value is out of its range.
-    """
-
-    def __init__(
-        self,
-        image_size: int = 96,
-        num_classes: int = 6,
-        train_images: int = 4000,
-        val_images: int = 100,
-        hue_probability: float = 1.0,
-        max_objects: int = 3,
-        scene_seed: int = 0,
-        batch_size: int = 8,
-        crop_size: int = 96,
-        num_workers: int = 0,
-        scale: Sequence[float] = (1.0, 1.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        settings = (image_size, num_classes, hue_probability, max_objects, scene_seed)
-        self._scenes = {
-            "train": SyntheticScenes(train_images, *settings, split="train"),
-            "val": SyntheticScenes(val_images, *settings, split="val", with_mask=True),
-        }
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The first ``num_classes`` shapes."""
-        return self._scenes["val"].class_names
-
-    def make_train_set(self) -> SyntheticScenes:
-        """Scenes without masks."""
-        return self._scenes["train"]
-
-    def make_val_set(self) -> SyntheticScenes:
-        """Other scenes, with masks."""
-        return self._scenes["val"]

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_afa.data.images import all_of, read_image, read_mask
+from wsss_afa.data.images import all_of, read_image, read_mask, shrink
 from wsss_afa.data.photos import (
     bare,
     class_folders,
@@ -68,18 +68,22 @@ class TaggedFolder:
         content: From ``read_folder``.
         split: ``train`` or ``val``.
         with_mask: Whether samples carry the mask. No mask is opened otherwise.
+        max_side: Photos with a longer side are reduced to it, and their masks with them.
 
     Raises:
         UserError: A photo of the split has no mask; from an item, a file cannot be read or does not fit.
     """
 
-    def __init__(self, content: PhotoFolder, split: str, with_mask: bool = False) -> None:
+    def __init__(
+        self, content: PhotoFolder, split: str, with_mask: bool = False, max_side: int | None = None
+    ) -> None:
         chosen = [i for i, name in enumerate(content.splits) if name == split]
         self.root, self.class_names = content.root, content.class_names
         self.files = [content.files[i] for i in chosen]
         self.summary = content.summary
         self._tags = [content.tags[i] for i in chosen]
         self._masks = content.masks if with_mask else None
+        self._max_side = max_side
         absent = [file for file in self.files if with_mask and file not in content.masks]
         if absent:
             raise all_of([
@@ -103,12 +107,14 @@ class TaggedFolder:
 
     def __getitem__(self, index: int) -> Sample:
         file = self.files[index]
-        image = read_image(self.root / file, upright=True)
+        reduced = self._max_side if self._masks is None else None  # a mask is compared with the whole photo
+        image = read_image(self.root / file, upright=True, max_side=reduced)
         label = np.zeros(len(self.class_names), np.float32)
         label[list(self._tags[index])] = 1
-        sample = Sample(image=image, class_label=label, name=bare(file))
+        sample = Sample(image=shrink(image, self._max_side), class_label=label, name=bare(file))
         if self._masks is not None:
-            sample["mask"] = _read_mask(self._masks[file], image.shape[:2], label)
+            mask = _read_mask(self._masks[file], image.shape[:2], label)
+            sample["mask"] = shrink(mask, self._max_side, nearest=True)
         return sample
 
 

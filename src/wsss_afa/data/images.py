@@ -2,40 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from wsss_afa.types import UserError
 
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright."""
 
-def read_image(path: Path | BinaryIO, upright: bool = False) -> NDArray[np.uint8]:
+
+def read_image(
+    path: Path | BinaryIO, upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
+) -> NDArray[np.uint8]:
     """Decode any image to RGB.
 
     Grey-scale, palette and CMYK images are converted, transparency is dropped, and of 16 bits the upper 8 are
-    kept. Of several frames the first is read.
+    kept. Of several frames the first is read. Colour profiles are not applied.
 
     Args:
         path: Of the image; or an open file, which says in errors where it lies.
         upright: Whether to turn the image as its EXIF orientation says. The masks of VOC and the polygons of
             COCO refer to the pixels as they are stored.
+        max_pixels: Larger images are refused before they are decoded; None leaves it to Pillow's own limit.
+        max_side: Images with a longer side are reduced to it; of JPEG, no more is decoded than that asks for.
 
     Returns:
         (H, W, 3).
 
     Raises:
-        UserError: The file is missing, truncated or no image.
+        UserError: The file is missing, truncated, no image or too large.
     """
-    image = _open(path)
-    if upright:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    with _decoding(path), Image.open(path) as image:
+        _check_pixels(path, image, max_pixels)
+        if max_side is None:
+            return _rgb(image, upright)
+        size = _reduced(image.size, max_side)
+        image.draft(image.mode, size)  # the next power of 2 that is not smaller
+        pixels = _rgb(image, upright)
+        turned = pixels.shape[:2] != (image.height, image.width)
+        return _resize(pixels, size[::-1] if turned else size, cv2.INTER_AREA)
+
+
+def shrink(image: NDArray[np.uint8], max_side: int | None, nearest: bool = False) -> NDArray[np.uint8]:
+    """Reduce an image or mask so that its longer side is ``max_side`` at most.
+
+    Args:
+        image: (H, W, 3), or (H, W).
+        max_side: In pixels; None changes nothing.
+        nearest: Whether to pick pixels, as labels need it, in place of averaging them.
+    """
+    if max_side is None or max(image.shape[:2]) <= max_side:
+        return image
+    size = _reduced((image.shape[1], image.shape[0]), max_side)
+    return _resize(image, size, cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int], how: int) -> NDArray[np.uint8]:
+    if image.shape[1::-1] == size:
+        return image
+    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+
+
+def _reduced(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """Width and height with ``max_side`` as the longer, or as they are."""
+    ratio = min(1.0, max_side / max(size))
+    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) of an image of any mode, made as `read_image` makes them.
+
+    Raises:
+        UserError: The image was opened but not yet decoded, and is broken.
+    """
+    with _decoding("the image"):
+        return _rgb(image, upright)
 
 
 def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -51,10 +111,12 @@ def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]
     Raises:
         UserError: The file is missing, truncated or no image, has colours instead of labels or another size.
     """
-    image = _open(path)
-    if image.mode not in ("P", "L"):
-        raise UserError(f"{path} has mode {image.mode}, need one label per pixel: save it as a palette PNG")
-    mask = np.array(image)
+    with _decoding(path), Image.open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(
+                f"{path} has mode {image.mode}, need one label per pixel: save it as a palette PNG"
+            )
+        mask = np.array(image)
     if mask.shape != size:
         raise UserError(
             f"{path} is {mask.shape} pixels, its image {size}: need equal sizes, replace one of them"
@@ -69,6 +131,30 @@ def read_kind(file: Path | BinaryIO) -> str:
             return f"{image.format} {image.mode}"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
+
+
+def require_file(path: Path) -> None:
+    """Check that a path is that of a file, for reading from anything else may fail late or never end.
+
+    Raises:
+        UserError: It is not.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            problem = "links to nothing: copy the image there or remove the link"
+        elif isinstance(error, FileNotFoundError):
+            problem = "does not exist: mend the path"
+        else:
+            problem = f"cannot be opened ({error.strerror}): mend the path or its permissions"
+        raise UserError(f"{path} {problem}") from error
+    if stat.S_ISDIR(mode):
+        readable = os.access(path, os.R_OK | os.X_OK)
+        remedy = "give one of its files" if readable else "change its permissions to list it"
+        raise UserError(f"{path} is a folder, need an image: {remedy}")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe, socket or device, need an image: copy it to a file")
 
 
 def absent_files(folder: Path, names: Iterable[str]) -> list[str]:
@@ -100,10 +186,65 @@ def all_of(lines: list[str]) -> UserError:
     return error
 
 
-def _open(path: Path | BinaryIO) -> Image.Image:
+def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
+    image.load()
+    if upright and (turn := _TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _decoding(path: Path | BinaryIO | str) -> Iterator[None]:
+    """One line for whatever a decoder raises; what it warns of is tags, not pixels."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): copy it anew") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UserError(
+            f"{path} has more than {limit} pixels, which Pillow refuses: make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        kind, remedy = _kind(path)
+        raise UserError(f"{path} cannot be read as an image ({kind}): {remedy}") from error
+    except Exception as error:  # decoders raise what they like on broken files
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read as an image ({reason}): copy it anew") from error
+
+
+def _check_pixels(path: Path | BinaryIO, image: Image.Image, limit: int | None) -> None:
+    if limit is not None and image.width * image.height > limit:
+        raise UserError(
+            f"{path} has {image.width}×{image.height} pixels, more than max_pixels={limit}: "
+            "make it smaller or raise max_pixels"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 … 8; 0 where there is none that can be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 0))
+    except Exception:  # broken tags raise what they like
+        return 0
+
+
+def _kind(path: Path | BinaryIO | str) -> tuple[str, str]:
+    """What a file is that no decoder knows, and what to do about it."""
+    if not isinstance(path, Path):
+        return "of no known format", "copy it anew"
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "empty", "copy it anew"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
+        return "a HEIC photo", "convert it to JPEG"
+    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI ":
+        return "a video", "save a frame of it as JPEG"
+    if b"<svg" in head:
+        return "an SVG drawing", "export it as PNG"
+    return "of no known format", "copy it anew, or convert it to JPEG or PNG"

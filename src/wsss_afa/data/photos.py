@@ -166,7 +166,7 @@ def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: boo
     unlisted = [file for file in photos if file not in rows]
     if unlisted and not ignore_unlisted:
         mistakes.append(
-            f"{root} has {len(unlisted)} photos without tags, {unlisted[0]} first: add rows (no tags mean "
+            f"{root} has photos without tags: {len(unlisted)}, {unlisted[0]} first: add rows (no tags mean "
             "background only), or set data.ignore_unlisted=true"
         )
         mistakes += [f"{root / file} has no tags: add a row" for file in unlisted[1:]]

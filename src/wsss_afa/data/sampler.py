@@ -9,6 +9,7 @@ resumed run goes on where the unbroken run would have been.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,9 @@ from wsss_afa.types import Sample, UserError
 
 MAX_REPLACEMENTS = 20
 """Images tried in the place of one that cannot be read."""
+
+
+_GRACE = 25  # seconds; SLURM kills 30 after SIGTERM
 
 
 class Draw(NamedTuple):
@@ -167,12 +171,24 @@ class SampleSet(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+class Transform(Protocol):
+    """Moves an image and, by the same draw, its label."""
+
+    def __call__(self, image: NDArray[np.uint8], seed: int) -> tuple[Tensor, Tensor]:
+        """Image (H, W, 3) to tensor and valid box."""
+        ...
+
+    def label(self, label: NDArray[np.uint8], seed: int) -> Tensor:
+        """Label (H, W) of an image to that of its tensor, int64."""
+        ...
+
+
 class Augmented(Dataset[dict[str, Any]]):
     """A data set seen through a transform; items have the keys of a ``Batch``.
 
     Args:
         dataset: Where samples come from.
-        transform: (image, seed) to (image tensor, valid box). Of a set with masks it must keep the size.
+        transform: Applied to images, and to masks where samples have them.
         skip_broken: Whether another image, drawn by the draw's seed, takes the place of one that cannot be
             read; one asked for by its index is left empty. Items then have ``broken``, a list of messages.
     """
@@ -180,7 +196,7 @@ class Augmented(Dataset[dict[str, Any]]):
     def __init__(
         self,
         dataset: SampleSet,
-        transform: Callable[[NDArray[np.uint8], int], tuple[Tensor, Tensor]],
+        transform: Transform,
         skip_broken: bool = False,
     ) -> None:
         self.dataset = dataset
@@ -209,8 +225,7 @@ class Augmented(Dataset[dict[str, Any]]):
         item: dict[str, Any] = {"image": image, "valid_box": box, "name": sample["name"]}
         item["class_label"] = torch.from_numpy(sample["class_label"])
         if "mask" in sample:
-            item["mask"] = torch.from_numpy(sample["mask"]).long()
-            assert item["mask"].shape == image.shape[1:], "a transform that moves pixels has no mask to move"
+            item["mask"] = self.transform.label(sample["mask"], seed)
         return item
 
 
@@ -247,7 +262,7 @@ class DrawLoader(DataLoader[dict[str, Any]]):
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_prepare_worker,
         )
         self._broken = broken
 
@@ -266,10 +281,17 @@ class DrawLoader(DataLoader[dict[str, Any]]):
         """Nothing to do: the sampler was made for the step at which the run resumes."""
 
 
-def _use_one_thread(worker_id: int) -> None:
-    """Workers are the parallelism; threads inside them would only get in each other's way."""
+def _prepare_worker(worker_id: int) -> None:
+    """Use one thread, since workers are the parallelism, and outlive a signal that was sent to all processes.
+
+    The process that trains ends the step and its workers; it has `_GRACE` seconds after SIGTERM.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:

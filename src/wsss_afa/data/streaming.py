@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.data.sampler import DrawLoader, DrawSampler
+from wsss_afa.data.sampler import DrawSampler
 from wsss_afa.data.shards import ShardSet, WindowOrder, read_manifest
 from wsss_afa.types import UserError
 
@@ -67,21 +67,12 @@ class StreamingDataModule(AFADataModule):
         return self._open("train")
 
     def make_val_set(self) -> ShardSet:
-        """The validation images with their tags and, if there are any, masks."""
-        return self._open("val")
-
-    def val_dataloader(self) -> DrawLoader:
-        """Single images of native size.
+        """The validation images with their tags and, if there are any, masks.
 
         Raises:
             UserError: No validation split was written.
         """
-        self._manifest.split("val")
-        return super().val_dataloader()
-
-    def _validates(self) -> bool:
-        """Without a split to validate, training must say so: ``trainer.limit_val_batches=0``."""
-        return "val" in self._manifest.splits and super()._validates()
+        return self._open("val")
 
     def _open(self, split: str) -> ShardSet:
         images = ShardSet(self._manifest, split)

@@ -1,7 +1,8 @@
-"""From an image to a normalised tensor with the box of its valid part.
+"""From an image to a normalised tensor with the box of its valid part; labels move along with their image.
 
 Augmentation of AFA (CVPR 2022, section 4.1): rescale, mirror, random crop with zero padding. A transform is
-called with ``(image, seed)`` and is a pure function of the two, on any process and in any order.
+called with ``(image, seed)`` and is a pure function of the two, on any process and in any order. ``label``
+takes an image's label through the same draw: called with equal sizes and seeds, the two stay pixel on pixel.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsss_afa.types import MEAN, STD, UserError
+from wsss_afa.types import IGNORE_INDEX, MEAN, STD, UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for news
 import albumentations as A
+import cv2
 
 
 class TrainTransform:
@@ -57,9 +59,10 @@ class TrainTransform:
             raise UserError(f"data.flip is {flip}, need a probability in [0, 1]: try 0.5")
         self.crop_size = crop_size
         limit = (scale[0] - 1, scale[1] - 1)
-        self._geometry = A.Compose(
-            [A.HorizontalFlip(p=flip), A.RandomScale(limit, area_for_downscale="image", p=1)]
+        rescale = A.RandomScale(
+            limit, mask_interpolation=cv2.INTER_NEAREST_EXACT, area_for_downscale="image", p=1
         )
+        self._geometry = A.Compose([A.HorizontalFlip(p=flip), rescale])
         self._normalize = _normalizer(mean, std)
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> tuple[Tensor, Tensor]:
@@ -68,17 +71,35 @@ class TrainTransform:
         Returns:
             Image (3, crop_size, crop_size) float32, and its valid box (4,) int64.
         """
+        image, box = self._move({"image": image}, "image", seed)
+        top, bottom, left, right = box
+        canvas = torch.zeros(3, self.crop_size, self.crop_size)
+        canvas[:, top:bottom, left:right] = _to_tensor(self._normalize(image=image)["image"])
+        return canvas, torch.tensor(box)
+
+    def label(self, label: NDArray[np.uint8], seed: int) -> Tensor:
+        """Take an image's label (H, W) the way that ``seed`` takes the image, to the nearest pixel.
+
+        Returns:
+            (crop_size, crop_size) int64, 255 where there is no image.
+        """
+        label, (top, bottom, left, right) = self._move({"image": label, "mask": label}, "mask", seed)
+        canvas = torch.full((self.crop_size, self.crop_size), IGNORE_INDEX)
+        canvas[top:bottom, left:right] = torch.from_numpy(np.ascontiguousarray(label))
+        return canvas
+
+    def _move(
+        self, pixels: dict[str, NDArray[np.uint8]], kind: str, seed: int
+    ) -> tuple[NDArray[np.uint8], list[int]]:
+        """Rescale, mirror and cut; returns the pixels of ``kind`` that are kept, and their box."""
         rng = np.random.default_rng(seed)
         # one stream for all: equal seeds in each transform would tie the flip to the ratio
         self._geometry.set_random_state(rng, random.Random(seed))  # noqa: S311
-        image = self._geometry(image=image)["image"]
-        rows, top = self._window(image.shape[0], rng)
-        columns, left = self._window(image.shape[1], rng)
-        part = _to_tensor(self._normalize(image=image[rows, columns])["image"])
-        bottom, right = top + part.shape[1], left + part.shape[2]
-        canvas = torch.zeros(3, self.crop_size, self.crop_size)
-        canvas[:, top:bottom, left:right] = part
-        return canvas, torch.tensor([top, bottom, left, right])
+        moved = self._geometry(**pixels)[kind]
+        rows, top = self._window(moved.shape[0], rng)
+        columns, left = self._window(moved.shape[1], rng)
+        part = moved[rows, columns]
+        return part, [top, top + part.shape[0], left, left + part.shape[1]]
 
     def _window(self, length: int, rng: np.random.Generator) -> tuple[slice, int]:
         """Along one axis: which pixels of the image are kept, and where the first of them lands."""
@@ -108,6 +129,10 @@ class EvalTransform:
         height, width = image.shape[:2]
         tensor = _to_tensor(self._normalize(image=image)["image"]).contiguous()
         return tensor, torch.tensor([0, height, 0, width])
+
+    def label(self, label: NDArray[np.uint8], seed: int = 0) -> Tensor:
+        """The label (H, W) as it is, int64."""
+        return torch.from_numpy(label).long()
 
 
 def _normalizer(mean: Sequence[float], std: Sequence[float]) -> A.Normalize:

@@ -121,12 +121,17 @@ class AFANet(nn.Module):
         return logits
 
 
-def parameter_kinds(net: AFANet) -> dict[str, Sequence[nn.Parameter]]:
-    """Sort the parameters as the schedule treats them: encoder, norm (the encoder's), head, decoder."""
-    encoder = dict(net.backbone.named_parameters())
-    return {
-        "encoder": [parameter for name, parameter in encoder.items() if "norm" not in name],
-        "norm": [parameter for name, parameter in encoder.items() if "norm" in name],
-        "head": [*net.classifier.parameters(), *net.affinity_head.parameters()],
-        "decoder": list(net.decoder.parameters()),
-    }
+def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
+    """Sort parameters as the schedule treats them: encoder, norm (the encoder's), decoder, head (all else).
+
+    Args:
+        net: has a ``backbone`` and a ``decoder``.
+    """
+    kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
+    for name, parameter in net.named_parameters():
+        part = name.partition(".")[0]
+        if part == "backbone":
+            kinds["norm" if "norm" in name else "encoder"].append(parameter)
+        else:
+            kinds["decoder" if part == "decoder" else "head"].append(parameter)
+    return {kind: tuple(parameters) for kind, parameters in kinds.items()}

@@ -50,6 +50,10 @@ _AFA: _Rules = (
     (r"^decoder\.linear_pred\.", "decoder.predict."),
     (r"^attn_proj\.", "affinity_head."),
 )
+_AFA_KEYS = {
+    "encoder.patch_embed1.proj.weight", "decoder.linear_fuse.conv.weight", "attn_proj.weight",
+    "classifier.weight",
+}  # fmt: skip
 _PUBLISHED_HEAD = re.compile(r"^(head|classifier)\.(weight|bias)$")
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -100,7 +104,7 @@ def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         UserError: the keys are not those of a released AFA network.
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    if "encoder.patch_embed1.proj.weight" not in state or "attn_proj.weight" not in state:
+    if not state.keys() >= _AFA_KEYS:
         raise UserError(
             f"this is no released AFA checkpoint (keys such as {_some(state)}); need encoder.*, decoder.*, "
             "attn_proj and classifier: give the file that the AFA authors' program wrote"

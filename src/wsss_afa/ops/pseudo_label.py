@@ -188,6 +188,11 @@ class PseudoLabeler(nn.Module):
         self.reuse_training_pass = reuse_training_pass
         self.downscale = downscale
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Which labels ``evaluate`` makes."""
+        return ("cam",) if self.propagate is None else ("cam", "affinity")
+
     def needed(self, step: int) -> bool:
         """Whether any loss of this step (counted from 0) uses a pseudo label."""
         return step > self.start_step
@@ -260,19 +265,36 @@ class PseudoLabeler(nn.Module):
                 labels["affinity"] = _resize(low, batch["image"].shape[-2:]).argmax(1)
         return {source: classes.expand(label) for source, label in labels.items()}
 
-    def refined_maps(self, rgb: Tensor, cam: Tensor, classes: OwnClasses) -> list[Tensor]:
-        """PAR of the scores of both thresholds over the whole crop: low and high, each (B, G, H, W)."""
+    def refined_maps(
+        self, rgb: Tensor, cam: Tensor, classes: OwnClasses, backgrounds: Sequence[float] | None = None
+    ) -> list[Tensor]:
+        """PAR over the whole crop of the scores of each background score, each (B, G, H, W).
+
+        ``backgrounds`` are low and high unless others are given.
+        """
         size = cam.shape[-2:]
         small = (size[0] // self.downscale, size[1] // self.downscale)
-        scores = self._scores(_resize(cam, small), classes)
+        backgrounds = backgrounds or (self.low, self.high)
+        scores = _scores(_resize(cam, small), classes, backgrounds)
         assert self.refine is not None
-        return list(_resize(self.refine(_resize(rgb, small), scores), size).chunk(2, dim=1))
+        refined = _resize(self.refine(_resize(rgb, small), scores), size)
+        return list(refined.chunk(len(backgrounds), dim=1))
 
-    def propagated_maps(self, activation: Activation, affinity: Tensor, classes: OwnClasses) -> list[Tensor]:
-        """Scores of both thresholds after the random walk: low and high, each (B, G, h, w)."""
-        scores = self._scores(_resize(activation.cam, activation.tokens.grid), classes)
+    def propagated_maps(
+        self,
+        activation: Activation,
+        affinity: Tensor,
+        classes: OwnClasses,
+        backgrounds: Sequence[float] | None = None,
+    ) -> list[Tensor]:
+        """Scores of each background score after the random walk, each (B, G, h, w).
+
+        ``backgrounds`` are low and high unless others are given.
+        """
+        backgrounds = backgrounds or (self.low, self.high)
+        scores = _scores(_resize(activation.cam, activation.tokens.grid), classes, backgrounds)
         assert self.propagate is not None
-        return list(self.propagate(scores, affinity).chunk(2, dim=1))
+        return list(self.propagate(scores, affinity).chunk(len(backgrounds), dim=1))
 
     def refine_in_box(self, rgb: Tensor, maps: Sequence[Tensor], box: Tensor) -> list[Tensor]:
         """PAR inside each image's box alone, of maps on any grid: each (B, G, H, W), 0 outside the box."""
@@ -292,9 +314,10 @@ class PseudoLabeler(nn.Module):
         low, high = (best_class(scores, classes) for scores in maps)
         return ignore_outside(merge_thresholds(low, high), box)
 
-    def _scores(self, cam: Tensor, classes: OwnClasses) -> Tensor:
-        """Scores of the low threshold, then of the high one, (B, 2·G, h, w)."""
-        return torch.cat([class_scores(cam, classes, beta) for beta in (self.low, self.high)], dim=1)
+
+def _scores(cam: Tensor, classes: OwnClasses, backgrounds: Sequence[float]) -> Tensor:
+    """Scores of one background score after the other, (B, len(backgrounds)·G, h, w)."""
+    return torch.cat([class_scores(cam, classes, beta) for beta in backgrounds], dim=1)
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,0 +1,167 @@
+"""A folder of labels: a PNG for each image, under the image's name, and a manifest of what made them.
+
+``manifest.json`` holds the settings that the labels were made with; the folder takes labels of the same
+settings alone. A folder without a manifest, such as VOC's ``SegmentationClassAug``, can be trained on but not
+written to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_afa.data.images import read_mask
+from wsss_afa.data.sampler import SampleSet
+from wsss_afa.types import IGNORE_INDEX, Sample, UserError
+
+MANIFEST = "manifest.json"
+"""Beside the labels: the settings that they were made with."""
+
+
+class LabelFolder:
+    """A folder to which labels of one setting are written.
+
+    Args:
+        root: The folder; it is made if there is none.
+        settings: What the labels are made with, in plain containers.
+
+    Raises:
+        UserError: The folder has labels of other settings, or files of another kind.
+    """
+
+    def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
+        self.root = Path(root).expanduser()
+        wanted = json.loads(json.dumps(settings))
+        self.root.mkdir(parents=True, exist_ok=True)
+        if any(path.suffix != ".partial" for path in self.root.iterdir()):
+            _check_settings(self.root, wanted)
+            return
+        text = json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self.root / MANIFEST, text.encode())
+
+    def names(self) -> list[str]:
+        """Of the images that have a label, sorted."""
+        return [path.relative_to(self.root).with_suffix("").as_posix() for path in find_labels(self.root)]
+
+    def path(self, name: str) -> Path:
+        """Where the label of an image is or will be.
+
+        Raises:
+            UserError: The name leads out of the folder.
+        """
+        return label_path(self.root, name)
+
+
+class LabelledImages:
+    """A data set whose samples carry the labels of a folder as their masks.
+
+    Args:
+        images: Images with tags; a mask of their own is not looked at.
+        folder: With a label for each of them. Only labels of images that are asked for are opened.
+
+    Raises:
+        UserError: There is no such folder, its labels are of other classes or fewer than the images; from an
+            item, its label is missing, of another size or no label.
+    """
+
+    def __init__(self, images: SampleSet, folder: str | Path) -> None:
+        self.images, self.folder = images, Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise UserError(
+                f"labels={folder}: no such folder; write one with python -m wsss_afa.pseudo_labels"
+            )
+        _check_classes(self.folder, images.class_names)
+        count = len(find_labels(self.folder))
+        if count < len(images):
+            raise UserError(
+                f"labels={folder} has {count} PNGs, need one for each of the {len(images)} training images: "
+                "write the rest, which goes on where it stopped, or train on fewer images"
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C foreground classes."""
+        return self.images.class_names
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """Tags of all images, (n, C)."""
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.images[index]
+        path = label_path(self.folder, sample["name"])
+        mask = read_mask(path, sample["image"].shape[:2])
+        worst = int(np.where(mask == IGNORE_INDEX, 0, mask).max())
+        if worst > len(self.class_names):
+            raise UserError(
+                f"{path} has label {worst}, need 0 to {len(self.class_names)} or {IGNORE_INDEX}: replace it"
+            )
+        sample["mask"] = mask
+        return sample
+
+
+def find_labels(folder: Path) -> list[Path]:
+    """The label files of a folder, at any depth, sorted."""
+    return sorted(folder.rglob("*.png"))
+
+
+def label_path(folder: Path, name: str) -> Path:
+    """Where an image's label lies.
+
+    Raises:
+        UserError: The name leads out of the folder.
+    """
+    path = folder / f"{name}.png"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"the image name {name!r} leads out of {folder}: rename the image")
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is no manifest ({error}): choose another folder, or delete this one"
+        ) from error
+
+
+def _check_settings(root: Path, wanted: dict[str, Any]) -> None:
+    if not (root / MANIFEST).exists():
+        raise UserError(f"out={root} has files but no {MANIFEST}, need a folder of its own: choose another")
+    found = _read_manifest(root)
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise UserError(
+                f"out={root} has labels of {key}={found.get(key)}, this run makes {key}={wanted.get(key)}: "
+                "choose another folder, or the same settings"
+            )
+
+
+def _check_classes(root: Path, class_names: tuple[str, ...]) -> None:
+    if (root / MANIFEST).exists():
+        found = _read_manifest(root).get("class_names")
+        if found != list(class_names):
+            raise UserError(
+                f"labels={root} has labels of the classes {found}, the data has {list(class_names)}: use "
+                "labels that were made for this data"
+            )

@@ -74,6 +74,7 @@ def _train(folder: Path, overrides: Sequence[str], before: Callable[[], object])
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
         torch.set_num_threads(1)
+        multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
         sys.argv = ["train", *SMALL, f"hydra.run.dir={folder}", *overrides]
         before()
         train.main()

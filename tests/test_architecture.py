@@ -43,6 +43,7 @@ LIGHTNING = {
     "checkpointing.py",
     "faults.py",
     "reproducibility.py",
+    "report_callback.py",
 }
 HYDRA = {"cli.py", "checkpoint.py", "growth.py"} | ENTRY_POINTS
 CORE = [name for name in FILES if name.startswith(("models/", "ops/")) or name in {"losses.py", "metrics.py"}]

@@ -312,7 +312,11 @@ def test_photos_and_a_csv_train_and_evaluate(tmp_path, monkeypatch, capsys, with
     assert "skipped   1 unreadable images:\n  " in out
     assert "broken.jpg cannot be read" in out
     checkpoints = tmp_path / train.__name__ / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "step_000002.ckpt",
+    ]
     again = run(evaluate, f"ckpt={checkpoints / 'last.ckpt'}", "data=folder")
     assert again["val/map_cls"] == scores["val/map_cls"]
     assert again["iou"] == scores["iou"]

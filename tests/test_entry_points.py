@@ -71,6 +71,14 @@ def test_a_mistake_prints_nothing_but_its_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_run_folder_that_cannot_be_is_one_line(run, tmp_path):
+    (tmp_path / "file").touch()
+    code, message = run(train, *SMALL, f"hydra.run.dir={tmp_path}/file/run")
+    assert code == 1
+    assert message.startswith("error: hydra.run.dir cannot be written (")
+    assert len(message.splitlines()) == 1
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder of one short training run through all three phases."""

@@ -357,6 +357,7 @@ def test_a_clock_that_jumps_back_changes_nothing(whole, tmp_path):
     assert identical(outcome(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_the_record_tells_seeds_versions_and_starts(tmp_path):
     trap = partial(at, "training_step", 9, partial(signal_all, signal.SIGKILL))
     assert finish(launch(tmp_path, "deterministic=true", before=trap)) == -9

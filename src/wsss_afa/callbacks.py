@@ -24,7 +24,8 @@ from wsss_afa.ops.pseudo_label import PseudoLabeler, own_classes, to_rgb
 from wsss_afa.types import Batch
 from wsss_afa.visualize import Panel, paint_heat, paint_label, picture_grid, save_figure
 
-_COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
+COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
+"""What is scored, in the order of tables."""
 
 
 class Progress(RichProgressBar):
@@ -123,11 +124,11 @@ def print_table(record: dict[str, Any], console: Console) -> None:
     console.print(f"classification mAP {record['val/map_cls']:.1f} %")
     if not record["iou"]:
         return
-    sources = [source for source in _COLUMNS if source in record["iou"]]
+    sources = [source for source in COLUMNS if source in record["iou"]]
     table = Table(title="IoU (%)", title_justify="left")
     table.add_column("class")
     for source in sources:
-        table.add_column(_COLUMNS[source], justify="right")
+        table.add_column(COLUMNS[source], justify="right")
     for name, iou in record["iou"]["seg"].items():
         if iou is not None:
             table.add_row(name, *(f"{record['iou'][source][name]:.1f}" for source in sources))
@@ -183,7 +184,7 @@ class Pictures(Callback):
             tags = batch["class_label"][i].nonzero().flatten().tolist()
             self._classes.update(tag + 1 for tag in tags)
             names = [pl_module.recipe["class_names"][tag] for tag in tags]
-            self._rows.append((f"{name}: {', '.join(names)}", _panels(rgb[i], layers, i, names)))
+            self._rows.append((f"{name}: {', '.join(names)}", panels(rgb[i], layers, i)))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the picture."""
@@ -226,14 +227,15 @@ def explain(module: AFALightningModule, batch: Batch) -> dict[str, Tensor]:
     return layers
 
 
-def _panels(rgb: Tensor, layers: dict[str, Tensor], index: int, names: list[str]) -> list[Panel]:
+def panels(rgb: Tensor, layers: dict[str, Tensor], index: int) -> list[Panel]:
+    """Paint one image (3, H, W) in [0, 1] and what `explain` and others made of it, (B, H, W) by title."""
     image = _array(rgb.permute(1, 2, 0) * 255).round().astype(np.uint8)
-    panels = [Panel("image", image)]
+    painted = [Panel("image", image)]
     for title, layer in layers.items():
         values = _array(layer[index])
         paint = paint_heat if title == "CAM" else paint_label
-        panels.append(Panel(title, paint(image, values)))
-    return panels
+        painted.append(Panel(title, paint(image, values)))
+    return painted
 
 
 def _array(values: Tensor) -> NDArray[Any]:

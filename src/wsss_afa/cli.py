@@ -33,8 +33,12 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
     """
 
     def decorate(task: Callable[[DictConfig], float]) -> Callable[[], None]:
+        started = False
+
         @wraps(task)
         def guarded(cfg: DictConfig) -> float:
+            nonlocal started
+            started = True
             try:
                 return task(cfg)
             except _MISTAKES as error:  # before Hydra announces it with a line of its own
@@ -48,6 +52,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
                 hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
             except _MISTAKES as error:
                 _stop(error, config_name)
+            except OSError as error:
+                if started:
+                    raise
+                sys.exit(f"error: hydra.run.dir cannot be written ({error}): choose another folder")
 
         return main
 

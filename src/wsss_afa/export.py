@@ -96,8 +96,8 @@ class Exportable(nn.Module):
             logits = self.net.decoder(encoded.features)
             found["probability"] = self.segmentation.probabilities(self.net, normalised, logits)
         if "cam" in self.outputs:
-            found["cam"] = self.cam(self.net, normalised, self.net._activation(encoded)).cam
-            found["score"] = self.net._class_logits(encoded.features[-1]).sigmoid()
+            found["cam"] = self.cam(self.net, normalised, self.net.activation(encoded)).cam
+            found["score"] = self.net.class_logits(encoded.features[-1]).sigmoid()
         return found
 
 

@@ -86,9 +86,9 @@ class AFALightningModule(L.LightningModule):
         """
         output: AFAOutput = self.net(batch["image"])
         probabilities = self.protocol.probabilities(self.net, batch["image"], output.seg_logits)
-        labels = {"seg": probabilities.argmax(1)}
+        labels = {"seg": probabilities.max(1).indices}
         if self.protocol.crf is not None:
-            labels["crf"] = self.protocol.refine(batch["image"], probabilities).argmax(1)
+            labels["crf"] = self.protocol.refine(batch["image"], probabilities).max(1).indices
         if "mask" in batch and isinstance(self.labeler, PseudoLabeler):
             assert isinstance(self.net, AFANet)
             labels |= self.labeler.evaluate(self.net, batch, output)
@@ -102,7 +102,7 @@ class AFALightningModule(L.LightningModule):
         """Log the scores of the whole set, reduced over processes by the metrics themselves."""
         for source, metric in self.scores.items() if self._has_truth() else ():
             self.log(f"val/miou_{source}", metric.compute()["miou"].float(), prog_bar=source == "seg")
-        self.log("val/map_cls", self.average_precision.compute())
+        self.log("val/map_cls", self.average_precision.compute()["map"])
 
     def class_table(self) -> dict[str, list[float]]:
         """Per-class IoU in percent by source, background first; NaN where the truth has no pixel.

@@ -11,6 +11,27 @@ from torchmetrics.utilities import dim_zero_cat
 from wsss_afa.types import IGNORE_INDEX
 
 
+def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
+    """Confusion matrix (K, K) int64: pixels of each true class, by row, and predicted class.
+
+    Args:
+        prediction: int64 in [0, C], of any shape.
+        target: of the same shape, in [0, C], or 255 where nothing counts.
+        num_outputs: K, background included.
+    """
+    counted = target != IGNORE_INDEX
+    pairs = target[counted] * num_outputs + prediction[counted]
+    return torch.bincount(pairs, minlength=num_outputs**2).view(num_outputs, num_outputs)
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """Intersection over union (K,) float64 in [0, 1] of a confusion matrix; NaN without a true pixel."""
+    counts = confusion.double()
+    hits, truth = counts.diag(), counts.sum(1)
+    iou = hits / (truth + counts.sum(0) - hits)
+    return iou.masked_fill(truth == 0, float("nan"))
+
+
 class SegmentationMetrics(Metric):
     """One confusion matrix, summed over images and processes; never an average of per-image scores.
 
@@ -40,27 +61,24 @@ class SegmentationMetrics(Metric):
             prediction: (B, H, W) int64 in [0, C].
             target: (B, H, W) int64 in [0, C], or 255 where nothing counts.
         """
-        counted = target != IGNORE_INDEX
-        pairs = target[counted] * self.num_outputs + prediction[counted]
-        counts = torch.bincount(pairs, minlength=self.num_outputs**2)
-        self.confusion += counts.view(self.num_outputs, self.num_outputs)
+        self.confusion += count_pairs(prediction, target, self.num_outputs)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``iou`` (K,) in [0, 1], NaN for classes without a true pixel, and their mean ``miou``."""
-        confusion = self.confusion.double()
-        hits, truth = confusion.diag(), confusion.sum(1)
-        iou = hits / (truth + confusion.sum(0) - hits)
-        iou = iou.masked_fill(truth == 0, float("nan"))
-        return {"iou": iou, "miou": iou.nanmean()}
+        """Return ``confusion`` (K, K) int64 of all processes, ``iou`` (K,) in [0, 1] and its mean ``miou``.
+
+        Classes without a true pixel have NaN and are left out of the mean.
+        """
+        iou = class_iou(self.confusion)
+        return {"confusion": self.confusion.clone(), "iou": iou, "miou": iou.nanmean()}
 
 
 class TagAveragePrecision(Metric):
-    """Mean over classes of the average precision of their logits; classes that no image has are left out.
+    """Average precision of each class's logits, and its mean; classes that no image has are left out.
 
     Example:
         >>> metric = TagAveragePrecision()
         >>> metric.update(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[1, 0], [0, 0]]))
-        >>> metric.compute()
+        >>> metric.compute()["map"]
         tensor(1.)
     """
 
@@ -83,9 +101,10 @@ class TagAveragePrecision(Metric):
         self.logits.append(logits)
         self.tags.append(tags)
 
-    def compute(self) -> Tensor:
-        """Return the mean in [0, 1], NaN if no image has a tag."""
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``ap`` (C,) in [0, 1], NaN for classes that no image has, and their mean ``map``."""
         logits, tags = dim_zero_cat(self.logits), dim_zero_cat(self.tags)
-        shown = tags.any(0).nonzero().flatten().tolist()
-        scores = [binary_average_precision(logits[:, c], tags[:, c]) for c in shown]
-        return torch.stack(scores).mean() if scores else torch.tensor(float("nan"), device=logits.device)
+        scores = torch.full(tags.shape[1:], float("nan"), device=logits.device)
+        for c in tags.any(0).nonzero().flatten().tolist():
+            scores[c] = binary_average_precision(logits[:, c], tags[:, c])
+        return {"ap": scores, "map": scores.nanmean()}

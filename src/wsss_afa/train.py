@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from wsss_afa.allocator import keep_freed_memory
 from wsss_afa.checkpoint import Recipe, build
 from wsss_afa.checkpointing import DurableCheckpointIO, resume_point
 from wsss_afa.cli import entry_point
@@ -36,19 +37,22 @@ def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
     )
 
 
+def _on_gpu(cfg: DictConfig) -> bool:
+    return torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+
+
 def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
     """Build the Trainer with the configured callbacks and more.
 
     Batch statistics are shared between processes where there are GPUs; torch has no synchronised BatchNorm on
     CPUs.
     """
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator not in ("cpu",)
     trainer = instantiate(
         cfg.trainer,
         callbacks=[*instantiate(cfg.callbacks).values(), *callbacks],
         logger=tolerate(list(instantiate(cfg.logger).values())) if cfg.logger else False,
         plugins=DurableCheckpointIO(),
-        sync_batchnorm=on_gpu,
+        sync_batchnorm=_on_gpu(cfg),
     )
     return cast(L.Trainer, trainer)
 
@@ -123,6 +127,8 @@ def main(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = resume_point(cfg.resume, folder / "checkpoints", settings)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if not _on_gpu(cfg):
+        keep_freed_memory()
     data: AFADataModule = instantiate(cfg.data)
     data.setup("fit")
     recipe = make_recipe(cfg, data.class_names)

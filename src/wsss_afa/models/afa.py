@@ -80,9 +80,9 @@ class AFANet(nn.Module):
     def forward(self, image: Tensor) -> AFAOutput:
         """Everything that training needs, from a normalised image (B, 3, H, W)."""
         encoded = self.backbone(image)
-        activation = self._activation(encoded)
+        activation = self.activation(encoded)
         return AFAOutput(
-            class_logits=self._class_logits(encoded.features[-1]),
+            class_logits=self.class_logits(encoded.features[-1]),
             seg_logits=self.decoder(encoded.features),
             affinity=self.affinity_head(
                 activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)
@@ -92,7 +92,7 @@ class AFANet(nn.Module):
 
     def classify(self, image: Tensor) -> Tensor:
         """Class logits (B, C) alone, for the steps that train nothing else."""
-        return self._class_logits(self.backbone(image).features[-1])
+        return self.class_logits(self.backbone(image).features[-1])
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits (B, K, H/4, W/4) alone."""
@@ -102,9 +102,10 @@ class AFANet(nn.Module):
     @torch.no_grad()
     def activate(self, image: Tensor) -> Activation:
         """Raw class activation map (B, C, h, w) and affinity tokens, without gradient or decoder."""
-        return self._activation(self.backbone(image))
+        return self.activation(self.backbone(image))
 
-    def _activation(self, encoded: BackboneOutput) -> Activation:
+    def activation(self, encoded: BackboneOutput) -> Activation:
+        """Raw class activation map (B, C, h, w) and affinity tokens of what the backbone made, detached."""
         last = encoded.features[-1].detach()
         tokens = AffinityTokens(
             queries=[query.detach() for query in encoded.queries],
@@ -113,7 +114,8 @@ class AFANet(nn.Module):
         )
         return Activation(cam=F.conv2d(last, self.classifier.weight.detach()), tokens=tokens)
 
-    def _class_logits(self, last: Tensor) -> Tensor:
+    def class_logits(self, last: Tensor) -> Tensor:
+        """Class logits (B, C) of the last feature map (B, D, h, w)."""
         positions = last.flatten(2)  # (B, D, N)
         top_k = min(self.pool_top_k or positions.shape[-1], positions.shape[-1])
         pooled = positions.amax(-1) if top_k == 1 else positions.topk(top_k, dim=-1).values.mean(-1)

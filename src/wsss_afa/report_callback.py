@@ -1,0 +1,229 @@
+"""Collect an evaluation's report while it runs, from every process, and write it."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from bisect import insort
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from torch import Tensor, distributed
+
+import wsss_afa
+from wsss_afa.callbacks import COLUMNS, explain, panels
+from wsss_afa.lightning_module import AFALightningModule
+from wsss_afa.metrics import class_iou, count_pairs
+from wsss_afa.ops.pseudo_label import to_rgb
+from wsss_afa.report import Evaluation, Shot, confusion_csv, read_history, render, shrink, write_text
+from wsss_afa.types import IGNORE_INDEX, Batch, UserError
+
+T = TypeVar("T")
+Rank = tuple[float, float, int]
+"""Own mean IoU, share of right pixels, minus the place in the split."""
+
+
+class Shortlist:
+    """The best and the worst images of a stream; of images without masks the first.
+
+    Args:
+        count: of the best, and of the worst.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self.ranked: list[Shot] = []
+        self.unscored: list[Shot] = []
+
+    def wants(self, rank: Rank) -> bool:
+        """Whether an image of this rank belongs to the list so far."""
+        shots = self.unscored if math.isnan(rank[0]) else self.ranked
+        if len(shots) < 2 * self.count:
+            return True
+        if math.isnan(rank[0]) or not shots:
+            return False
+        return rank < shots[self.count - 1].rank or rank > shots[self.count].rank
+
+    def add(self, shot: Shot) -> None:
+        """Take an image in; another leaves if there are too many."""
+        if math.isnan(shot.iou):
+            self.unscored.append(shot)
+            return
+        insort(self.ranked, shot, key=lambda each: each.rank)
+        if len(self.ranked) > 2 * self.count:
+            del self.ranked[self.count]
+
+
+def choose(ranks: list[Rank], count: int) -> tuple[list[Rank], list[Rank]]:
+    """The best, best first, and the worst, worst first; at most ``count`` each and none in both."""
+    ranks = sorted(ranks)
+    half = len(ranks) // 2
+    best = ranks[len(ranks) - min(count, len(ranks) - half) :]
+    return best[::-1], ranks[: min(count, half)]
+
+
+class Report(Callback):
+    """Write ``report.html`` and a ``confusion_*.csv`` for every label that was scored.
+
+    Args:
+        directory: where they go.
+        checkpoint: what is evaluated. The history of its training is read from the run's folder, which is
+            its own or the one above.
+        num_images: of the best and of the worst images to show; 0 shows none.
+
+    Raises:
+        UserError: the number of images is negative.
+    """
+
+    def __init__(self, directory: str, checkpoint: str, num_images: int = 6):
+        if num_images < 0:
+            raise UserError(f"callbacks.report.num_images={num_images}, need 0 or more: change it")
+        self.directory = Path(directory)
+        self.checkpoint = Path(checkpoint)
+        self.num_images = num_images
+        self._shortlist = Shortlist(num_images)
+        self._seen, self._masked = 0, 0
+        self._start = 0.0
+        self._written = False
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self._shortlist = Shortlist(self.num_images)
+        self._seen, self._masked = 0, 0
+        self._start = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch, and draw its images if they are among the best or the worst so far."""
+        assert isinstance(pl_module, AFALightningModule)
+        final = outputs.get("crf", outputs["seg"])
+        num_outputs = pl_module.net.num_classes + 1
+        ranks = []
+        for i in range(len(batch["name"])):
+            place = trainer.world_size * self._seen + trainer.global_rank
+            ranks.append(_rank(final[i], batch, i, num_outputs, place))
+            self._seen += 1
+        self._masked += sum(not math.isnan(rank[0]) for rank in ranks)
+        wanted = [i for i, rank in enumerate(ranks) if self._shortlist.wants(rank)]
+        if wanted:
+            layers = _layers(pl_module, batch, outputs)
+            rgb = to_rgb(batch["image"], pl_module.labeler.mean, pl_module.labeler.std)
+            for i in wanted:
+                pictures = shrink(panels(rgb[i], layers, i))
+                labels, extra = _labels(batch, i, final[i])
+                iou, accuracy, place = ranks[i]
+                self._shortlist.add(Shot(batch["name"][i], -place, iou, accuracy, labels, extra, pictures))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather what the processes have and write the files."""
+        assert isinstance(pl_module, AFALightningModule)
+        matrices = {
+            source: pl_module.scores[source].compute()["confusion"].cpu()
+            for source in COLUMNS
+            if source in pl_module.scores
+        }
+        precision = pl_module.average_precision.compute()["ap"].tolist()
+        seen, masked = (sum(counts) for counts in zip(*_gather((self._seen, self._masked)), strict=True))
+        pictures = self._gather_pictures()
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        matrices = matrices if masked else {}
+        names = pl_module.recipe["class_names"]
+        for source, matrix in matrices.items():
+            write_text(
+                confusion_csv(matrix, ["background", *names]), self.directory / f"confusion_{source}.csv"
+            )
+        facts = self._facts(trainer, pl_module, seen, masked)
+        scored = {COLUMNS[source]: matrix for source, matrix in matrices.items()}
+        history = self._history()
+        page = render(Evaluation(facts, names, scored, precision, pictures, history))
+        write_text(page, self.directory / "report.html")
+        self._written = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say where the report is."""
+        if self._written:
+            Console().print(f"report    {self.directory / 'report.html'}", soft_wrap=True)
+
+    def _gather_pictures(self) -> dict[str, list[Shot]]:
+        """Of all processes by heading; only the pictures that are shown travel."""
+        ranked, unscored = self._shortlist.ranked, self._shortlist.unscored
+        ranks = [rank for own in _gather([shot.rank for shot in ranked]) for rank in own]
+        best, worst = choose(ranks, self.num_images)
+        chosen = {*best, *worst}
+        shown = [shot for shot in ranked if shot.rank in chosen] if ranks else unscored
+        shots = {shot.rank[2]: shot for own in _gather(shown) for shot in own}
+        if ranks:
+            groups = {"Best images": best, "Worst images": worst}
+            return {title: [shots[rank[2]] for rank in group] for title, group in groups.items() if group}
+        first = [shots[place] for place in sorted(shots, reverse=True)][: 2 * self.num_images]
+        return {"Images": first} if first else {}
+
+    def _facts(
+        self, trainer: L.Trainer, module: AFALightningModule, seen: int, masked: int
+    ) -> dict[str, str]:
+        processes = f"{trainer.world_size} process{'es' * (trainer.world_size > 1)}"
+        return {
+            "checkpoint": str(self.checkpoint),
+            "split": str(trainer.datamodule.val_split),  # type: ignore[attr-defined]  # Lightning attaches it
+            "protocol": module.protocol.extra_repr(),
+            "images": f"{seen}" if masked == seen else f"{seen}, {masked} of them with a mask",
+            "classes": f"{len(module.recipe['class_names'])} and background",
+            "done": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, in {time.monotonic() - self._start:.0f} s",
+            "on": f"{_device(module.device)}, {processes}, precision {trainer.precision}",
+            "with": f"wsss_afa {wsss_afa.__version__}, torch {torch.__version__}, lightning {L.__version__}, "
+            f"Python {platform.python_version()}",
+        }
+
+    def _history(self) -> dict[str, list[tuple[int, float]]]:
+        histories = (read_history(folder, COLUMNS) for folder in list(self.checkpoint.parents)[:2])
+        return next((history for history in histories if history), {})
+
+
+def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:
+    """Of one image, from its own confusion matrix."""
+    if "mask" not in batch:
+        return math.nan, math.nan, -place
+    confusion = count_pairs(label, batch["mask"][index], num_outputs)
+    accuracy = confusion.diag().sum() / confusion.sum()
+    return class_iou(confusion).nanmean().item(), accuracy.item(), -place
+
+
+def _layers(module: AFALightningModule, batch: Batch, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Maps and labels (B, H, W) of a batch, by title."""
+    layers = explain(module, batch) | {COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs}
+    return layers | ({"truth": batch["mask"]} if "mask" in batch else {})
+
+
+def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], list[int]]:
+    """Foreground labels of an image's mask, else of its tags, and those that were predicted beside them."""
+    true = {tag + 1 for tag in batch["class_label"][index].nonzero().flatten().tolist()}
+    if "mask" in batch:
+        true = set(batch["mask"][index].unique().tolist()) - {0, IGNORE_INDEX}
+    return sorted(true), sorted(set(prediction.unique().tolist()) - true - {0})
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _gather(value: T) -> list[T]:
+    """The values of all processes; they must be small."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity bench clean
+.PHONY: help demo test check parity bench soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,8 +29,8 @@ demo: $(VENV)/installed ## Train on generated scenes, evaluate, and name the pic
 	@echo "Pictures, a column for each stage from activation map to prediction:"
 	@ls $(DEMO)/pictures/*.png $(DEMO)/evaluation/pictures/*.png
 
-test: $(VENV)/installed ## Run the tests
-	$(RUN) -m pytest
+test: $(VENV)/installed ## Run the tests, on all cores
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/installed ## Check style, format and types
 	$(RUN) -m ruff check
@@ -40,8 +40,11 @@ check: $(VENV)/installed ## Check style, format and types
 parity: $(VENV)/installed ## Compare with numbers of the authors' released program
 	$(RUN) tests/parity.py tests/data/*.npz
 
-bench: $(VENV)/installed ## Time the parts of a training step
-	$(RUN) -m wsss_afa.benchmark hydra.run.dir=runs/benchmark
+bench: $(VENV)/installed ## Time the parts of a training step, against the slow versions too
+	$(RUN) -m wsss_afa.benchmark reference=tests/reference.py hydra.run.dir=runs/benchmark
+
+soak: $(VENV)/installed ## Break training runs at random for some minutes (minutes=40)
+	OMP_NUM_THREADS=1 $(RUN) tests/soak.py minutes=$(or $(minutes),40)
 
 clean: ## Remove caches and builds; runs/ and .venv/ stay
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache

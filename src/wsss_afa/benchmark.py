@@ -14,6 +14,7 @@ import platform
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,7 +72,11 @@ def make_parts(cfg: DictConfig, device: torch.device) -> dict[str, Part]:
 
 
 def measure(
-    parts: dict[str, Part], rounds: int, device: torch.device, precision: torch.dtype = torch.float32
+    parts: dict[str, Part],
+    rounds: int,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every part in every round, interleaved, after one round that is not counted."""
     timed = {name: part.run for name, part in parts.items()}
@@ -80,14 +85,12 @@ def measure(
     for turn in track(range(rounds + 1), description="rounds"):
         for name, run in timed.items():
             _finish(device)
-            start = time.perf_counter()
+            start = clock()
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 run()
             _finish(device)
             if turn:
-                seconds[name].append(
-                    (time.perf_counter() - start) / parts[name.removesuffix(", reference")].items
-                )
+                seconds[name].append((clock() - start) / parts[name.removesuffix(", reference")].items)
     return seconds
 
 
@@ -178,7 +181,8 @@ def main(cfg: DictConfig) -> float:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     parts = make_parts(cfg, device)
-    seconds = measure(parts, cfg.rounds, device, _PRECISIONS[cfg.precision])
+    clock = time.process_time if cfg.cpu_time else time.perf_counter
+    seconds = measure(parts, cfg.rounds, device, _PRECISIONS[cfg.precision], clock)
     rows = summarise(parts, seconds)
     title = f"{device}, {torch.get_num_threads()} threads, {cfg.precision}, torch {torch.__version__}"
     print_rows(rows, title, console)

@@ -42,6 +42,7 @@ LIGHTNING = {
     "threshold_sweep.py",
     "checkpointing.py",
     "faults.py",
+    "processes.py",
     "reproducibility.py",
     "report_callback.py",
 }

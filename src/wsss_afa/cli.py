@@ -76,6 +76,7 @@ def _stop(error: Exception, config_name: str) -> NoReturn:
 def _quieten() -> None:
     """Keep Lightning's advertisements and notes about itself out of the output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our error says what its warnings say
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # it is the run's folder
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,8 +25,8 @@ from wsss_afa.visualize import Panel, voc_palette
 
 THUMBNAIL = 240
 """Longer side of a picture in pixels; smaller ones stay as they are."""
-MAX_CONFUSIONS = 20
-"""Rows of the list of confusions."""
+MAX_CONFUSIONS = 15
+"""Rows of a list of confusions."""
 _COLOURS = ("#a3a3a3", "#d99a2b", "#3f76ad", "#16304f")
 """Of the scored labels: the last is what the protocol ends with."""
 
@@ -34,7 +35,7 @@ class Shot(NamedTuple):
     """One image and what was made of it."""
 
     name: str
-    index: int
+    place: int
     """Place in the split."""
     iou: float
     """The image's own mean IoU in [0, 1]; NaN without a mask."""
@@ -50,7 +51,7 @@ class Shot(NamedTuple):
     @property
     def rank(self) -> tuple[float, float, int]:
         """Better images have larger ones; no two images have the same."""
-        return self.iou, self.accuracy, -self.index
+        return self.iou, self.accuracy, -self.place
 
 
 class Evaluation(NamedTuple):
@@ -64,7 +65,7 @@ class Evaluation(NamedTuple):
     """Confusion matrix (K, K) int64 by title, the protocol's last map last; empty without masks."""
     average_precision: Sequence[float]
     """Of each class's tags, (C,) in [0, 1]; NaN where no image has the class."""
-    pictures: dict[str, Sequence[Shot]]
+    pictures: dict[str, list[Shot]]
     """Images by heading."""
     history: dict[str, list[tuple[int, float]]]
     """Step and mIoU in percent of a training run's validations by title; empty where unknown."""
@@ -111,29 +112,39 @@ def _order(value: float) -> float:
     return math.inf if math.isnan(value) else -value
 
 
-def top_confusions(
-    confusion: Tensor, names: Sequence[str], count: int = MAX_CONFUSIONS
-) -> list[dict[str, Any]]:
-    """The ``count`` largest shares of a true class's pixels that are called another class.
+def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """The largest shares of a true class's pixels that are called another class, in two lists.
 
     Args:
         confusion: (K, K) int64.
         names: K, background included.
+
+    Returns:
+        Confusions of foreground classes with each other, then those with background.
     """
-    truth = confusion.sum(1, keepdim=True)
-    shares = (confusion.double() / truth.clamp(min=1)).fill_diagonal_(0)
-    order = shares.flatten().argsort(descending=True, stable=True)[:count].tolist()
-    pairs = [divmod(place, len(names)) for place in order]
+    with_background = torch.zeros_like(confusion, dtype=torch.bool)
+    with_background[0], with_background[:, 0] = True, True
+    truth = confusion.sum(1, keepdim=True).clamp(min=1)
+    shares = (confusion.double() / truth).fill_diagonal_(0)
     return [
-        {
-            "true": names[row],
-            "predicted": names[column],
-            "share": shares[row, column].item(),
-            "pixels": int(confusion[row, column]),
-        }
-        for row, column in pairs
-        if confusion[row, column] > 0
+        [
+            {
+                "true": names[row],
+                "predicted": names[column],
+                "share": shares[row, column].item(),
+                "pixels": int(confusion[row, column]),
+            }
+            for row, column in _largest(shares.masked_fill(excluded, 0))
+        ]
+        for excluded in (with_background, ~with_background)
     ]
+
+
+def _largest(shares: Tensor) -> list[list[int]]:
+    """Row and column of the largest positive entries."""
+    order = shares.flatten().argsort(descending=True, stable=True)[:MAX_CONFUSIONS].tolist()
+    places = [list(divmod(place, len(shares))) for place in order]
+    return [place for place in places if shares[tuple(place)] > 0]
 
 
 def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:

@@ -6,11 +6,13 @@ import math
 import platform
 import time
 from bisect import insort
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
@@ -73,8 +75,8 @@ class Report(Callback):
 
     Args:
         directory: where they go.
-        checkpoint: what is evaluated. The history of its training is read from the run's folder, which is
-            its own or the one above.
+        checkpoint: what is evaluated. The history of its training is read beside it, or from above its folder
+            ``checkpoints``.
         num_images: of the best and of the worst images to show; 0 shows none.
 
     Raises:
@@ -117,40 +119,31 @@ class Report(Callback):
             ranks.append(_rank(final[i], batch, i, num_outputs, place))
             self._seen += 1
         self._masked += sum(not math.isnan(rank[0]) for rank in ranks)
-        wanted = [i for i, rank in enumerate(ranks) if self._shortlist.wants(rank)]
-        if wanted:
-            layers = _layers(pl_module, batch, outputs)
-            rgb = to_rgb(batch["image"], pl_module.labeler.mean, pl_module.labeler.std)
-            for i in wanted:
-                pictures = shrink(panels(rgb[i], layers, i))
-                labels, extra = _labels(batch, i, final[i])
-                iou, accuracy, place = ranks[i]
-                self._shortlist.add(Shot(batch["name"][i], -place, iou, accuracy, labels, extra, pictures))
+        wanted = {i: rank for i, rank in enumerate(ranks) if self._shortlist.wants(rank)}
+        for shot in _draw(pl_module, outputs, batch, wanted) if wanted else ():
+            self._shortlist.add(shot)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what the processes have and write the files."""
         assert isinstance(pl_module, AFALightningModule)
-        matrices = {
-            source: pl_module.scores[source].compute()["confusion"].cpu()
-            for source in COLUMNS
-            if source in pl_module.scores
-        }
-        precision = pl_module.average_precision.compute()["ap"].tolist()
         seen, masked = (sum(counts) for counts in zip(*_gather((self._seen, self._masked)), strict=True))
+        matrices = _matrices(pl_module) if masked else {}
+        precision = pl_module.average_precision.compute()["ap"].tolist()
         pictures = self._gather_pictures()
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        matrices = matrices if masked else {}
-        names = pl_module.recipe["class_names"]
+        evaluation = Evaluation(
+            facts=self._facts(trainer, pl_module, seen, masked),
+            class_names=pl_module.recipe["class_names"],
+            confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
+            average_precision=precision,
+            pictures=pictures,
+            history=self._history(),
+        )
         for source, matrix in matrices.items():
-            write_text(
-                confusion_csv(matrix, ["background", *names]), self.directory / f"confusion_{source}.csv"
-            )
-        facts = self._facts(trainer, pl_module, seen, masked)
-        scored = {COLUMNS[source]: matrix for source, matrix in matrices.items()}
-        history = self._history()
-        page = render(Evaluation(facts, names, scored, precision, pictures, history))
-        write_text(page, self.directory / "report.html")
+            table = confusion_csv(matrix, ["background", *evaluation.class_names])
+            write_text(table, self.directory / f"confusion_{source}.csv")
+        write_text(render(evaluation), self.directory / "report.html")
         self._written = True
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -189,8 +182,8 @@ class Report(Callback):
         }
 
     def _history(self) -> dict[str, list[tuple[int, float]]]:
-        histories = (read_history(folder, COLUMNS) for folder in list(self.checkpoint.parents)[:2])
-        return next((history for history in histories if history), {})
+        folder = self.checkpoint.absolute().parent
+        return read_history(folder.parent if folder.name == "checkpoints" else folder, COLUMNS)
 
 
 def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:
@@ -202,18 +195,36 @@ def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int)
     return class_iou(confusion).nanmean().item(), accuracy.item(), -place
 
 
-def _layers(module: AFALightningModule, batch: Batch, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Maps and labels (B, H, W) of a batch, by title."""
+def _matrices(module: AFALightningModule) -> dict[str, Tensor]:
+    """Confusion matrices of all processes, the protocol's last map last."""
+    sources = [source for source in COLUMNS if source in module.scores]
+    return {source: module.scores[source].compute()["confusion"].cpu() for source in sources}
+
+
+def _draw(
+    module: AFALightningModule, outputs: dict[str, Tensor], batch: Batch, ranks: dict[int, Rank]
+) -> Iterator[Shot]:
+    """The images of a batch that ``ranks`` names by their place in it."""
     layers = explain(module, batch) | {COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs}
-    return layers | ({"truth": batch["mask"]} if "mask" in batch else {})
+    if "mask" in batch:
+        layers["truth"] = batch["mask"]
+    rgb = to_rgb(batch["image"], module.labeler.mean, module.labeler.std)
+    for i, (iou, accuracy, place) in ranks.items():
+        true, extra = _labels(batch, i, outputs.get("crf", outputs["seg"])[i])
+        pictures = shrink(panels(rgb[i], layers, i))
+        yield Shot(batch["name"][i], -place, iou, accuracy, true, extra, pictures)
 
 
 def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], list[int]]:
     """Foreground labels of an image's mask, else of its tags, and those that were predicted beside them."""
     true = {tag + 1 for tag in batch["class_label"][index].nonzero().flatten().tolist()}
     if "mask" in batch:
-        true = set(batch["mask"][index].unique().tolist()) - {0, IGNORE_INDEX}
-    return sorted(true), sorted(set(prediction.unique().tolist()) - true - {0})
+        true = _values(batch["mask"][index]) - {0, IGNORE_INDEX}
+    return sorted(true), sorted(_values(prediction) - true - {0})
+
+
+def _values(label: Tensor) -> set[int]:
+    return set(np.unique(label.cpu().numpy()).tolist())
 
 
 def _device(device: torch.device) -> str:

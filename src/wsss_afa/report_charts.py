@@ -22,6 +22,8 @@ _MAX_NUMBERED = 25
 """Classes up to which cells carry numbers."""
 _MAX_NAME = 24
 """Characters of a name beside the heat map."""
+_DARK = 0.35
+"""Share above which the shade takes white numbers."""
 _NO_TRUTH = 238
 """Grey of a row without a true pixel."""
 _WIDTH, _HEIGHT = 640, 220
@@ -35,7 +37,7 @@ def to_data_uri(content: bytes, kind: str) -> str:
 
 def shade(share: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Colours (…, 3) of shares in [0, 1], by their square root so that small ones show; NaN is grey."""
-    colours = (255 * colormaps["Blues"](np.sqrt(share))[..., :3]).round().astype(np.uint8)
+    colours: NDArray[np.uint8] = (255 * colormaps["Blues"](np.sqrt(share))[..., :3]).round().astype(np.uint8)
     colours[np.isnan(share)] = _NO_TRUTH
     colours[share == 0] = 255
     return colours
@@ -79,14 +81,10 @@ def _numbers(share: NDArray[np.floating]) -> list[dict[str, Any]]:
             "row": row,
             "column": column,
             "text": f"{100 * share[row, column]:.0f}",
-            "dark": _is_dark(share[row, column]),
+            "dark": bool(share[row, column] > _DARK),
         }
         for row, column in cells
     ]
-
-
-def _is_dark(share: float) -> bool:
-    return bool(share > 0.35)
 
 
 def _text_width(text: str) -> float:

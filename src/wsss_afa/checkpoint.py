@@ -2,7 +2,8 @@
 
 Beside Lightning's state a checkpoint carries a recipe of plain containers: the resolved configuration of the
 network and of the pseudo labels, the class names and the normalisation. A file from a stranger may name any
-Python object in that configuration, so only the targets listed here are ever instantiated.
+Python object in that configuration, so only the targets listed here are ever instantiated, and only plain
+values are handed to them: neither interpolations nor weights to fetch.
 
 Checkpoints that the AFA authors' program wrote (``wetr_iter_*.pth``) hold weights alone. Their recipe is read
 off the weights' shapes, and what no shape shows is the program's own setting.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -66,8 +68,8 @@ def build(recipe: Recipe) -> tuple[AFANet, PseudoLabeler]:
     Raises:
         UserError: the recipe names something that no checkpoint of this library names.
     """
-    _check_targets(recipe["model"])
-    _check_targets(recipe["pseudo_label"])
+    _check_plain(recipe["model"])
+    _check_plain(recipe["pseudo_label"])
     net = instantiate(recipe["model"], num_classes=len(recipe["class_names"]))
     return cast(AFANet, net), cast(PseudoLabeler, instantiate(recipe["pseudo_label"]))
 
@@ -94,6 +96,9 @@ def load(path: str | Path) -> tuple[AFANet, PseudoLabeler, Recipe]:
         net.load_state_dict(check_fit(state, net))
     except UserError as error:
         raise UserError(f"ckpt={path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, HydraException) as error:
+        reason = f"{type(error).__name__}: {str(error.__cause__ or error).partition(chr(10))[0]}"
+        raise UserError(f"ckpt={path}: its recipe builds no network ({reason}): give another file") from error
     return net, labeler, recipe
 
 
@@ -159,11 +164,16 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _own(content: Mapping[str, Any]) -> tuple[Recipe, dict[str, Tensor]]:
     """Recipe and weights of a checkpoint written by training."""
-    recipe, prefix = cast(Recipe, content[RECIPE_KEY]), "net."
-    # Weights come from the checkpoint; the pretrained ones it began with are not fetched again.
-    recipe["model"]["backbone"]["pretrained"] = None
+    recipe, prefix = cast(Recipe, _without_pretrained(content[RECIPE_KEY])), "net."
     state = {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     return recipe, state
+
+
+def _without_pretrained(config: Any) -> Any:
+    """Weights come from the checkpoint; those that it began with, or names, are not fetched."""
+    if isinstance(config, Mapping):
+        return {k: None if k == "pretrained" else _without_pretrained(v) for k, v in config.items()}
+    return [_without_pretrained(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _released(content: Mapping[str, Any]) -> tuple[Recipe, dict[str, Tensor]]:
@@ -190,15 +200,19 @@ def _find_variant(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def _check_targets(config: Any) -> None:
+def _check_plain(config: Any) -> None:
+    """Refuse what Hydra would make more of than a value or a part of ours."""
     if isinstance(config, Mapping):
         target = config.get("_target_")
         if target is not None and target not in _TARGETS:
             raise UserError(
                 f"the checkpoint wants to build {target}, which no checkpoint of ours does: refused"
             )
-        for value in config.values():
-            _check_targets(value)
-    elif isinstance(config, list):
+        config = [*config, *config.values()]
+    if isinstance(config, list | tuple):
         for value in config:
-            _check_targets(value)
+            _check_plain(value)
+    elif isinstance(config, str) and "${" in config:  # Hydra would resolve it, and build what comes out
+        raise UserError(f"the checkpoint has the setting {config!r}, which is no plain value: refused")
+    elif not isinstance(config, str | int | float | None):
+        raise UserError(f"the checkpoint has a {type(config).__name__} among its settings: refused")

@@ -266,6 +266,14 @@ class BestAndLast(ModelCheckpoint):
     Lightning writes the last only where a best was written too, and believes what the disk did not take.
     """
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know the former best in this folder alone: Lightning deletes it, wherever a file says it is."""
+        assert self.dirpath is not None
+        folder, former = Path(self.dirpath).resolve(), state_dict["best_k_models"]
+        own = {path: score for path, score in former.items() if Path(path).resolve().parent == folder}
+        path = next(iter(own), "")
+        super().load_state_dict(state_dict | {"best_k_models": own, "kth_best_model_path": path})
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where a run was killed between the two files, the best that it resumes from is the last too."""
         assert self.dirpath is not None

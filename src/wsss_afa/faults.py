@@ -34,6 +34,8 @@ EXIT_INTERRUPTED = 130
 RESUME_HINT = "the same command with hydra.run.dir=… of this run then goes on from its newest checkpoint"
 """Ends the line of a fault that a run survives."""
 
+_SEVERED = re.compile(r"^Dist\w+Error|gloo/transport|NCCL")
+
 
 class Interruption(Callback):
     """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save it, exit; under SLURM, SIGUSR1 requeues the job.
@@ -254,5 +256,10 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
         return (
             f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory: try fewer than "
             f"data.num_workers={workers}, or 0 to see an error of its own; {RESUME_HINT}"
+        )
+    if isinstance(error, RuntimeError) and _SEVERED.search(type(error).__name__ + str(error)):
+        return (
+            f"another process is gone, stuck or slower than patience allows ({str(error).splitlines()[0]}): "
+            f"look for a line of its own; {RESUME_HINT}"
         )
     return None

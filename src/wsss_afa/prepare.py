@@ -40,7 +40,7 @@ def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
         made, images = manifest["dataset"], manifest["images"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no manifest ({error!r}): delete it and run again") from error
     if made != dataset:
         raise UserError(f"root={root} holds {made}, need a folder for {dataset}: set root to another")

@@ -22,6 +22,7 @@ from wsss_afa.faults import RESUME_HINT, explain, tolerate
 from wsss_afa.lightning_module import AFALightningModule
 from wsss_afa.losses import AFALoss, SegmentationLoss, balanced_positive_weight
 from wsss_afa.ops.given_label import GivenLabels
+from wsss_afa.processes import guard
 from wsss_afa.reproducibility import RunRecord, binding_settings
 from wsss_afa.types import MEAN, STD, UserError
 
@@ -54,6 +55,7 @@ def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
         plugins=DurableCheckpointIO(),
         sync_batchnorm=_on_gpu(cfg),
     )
+    guard(trainer, cfg.patience)
     return cast(L.Trainer, trainer)
 
 

@@ -22,7 +22,7 @@ from rich.progress import track
 from wsss_afa.checkpoint import load
 from wsss_afa.cli import entry_point
 from wsss_afa.data.archive import list_entries
-from wsss_afa.data.images import read_image
+from wsss_afa.data.images import open_image, read_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
 from wsss_afa.predictor import Predictor
 from wsss_afa.types import UserError
@@ -90,9 +90,9 @@ def find_problems(file: BinaryIO, original: Path) -> list[str]:
         original: The image that it belongs to.
     """
     try:
-        with Image.open(original) as image:
+        with open_image(original) as image:
             size = image.size
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if image.format != "PNG" or image.mode != "P":
                 return [f"is a {image.format} of mode {image.mode}, need an indexed PNG"]
             if image.size != size:

@@ -141,9 +141,16 @@ def _decode(run_length: Any) -> NDArray[np.bool_]:
 
 
 def _run_length(segmentation: Any, height: int, width: int) -> Any:
+    """As pycocotools, written in C, has it; it believes any coordinates and sizes."""
     if isinstance(segmentation, list):
         polygons = [polygon.tolist() for polygon in segmentation]
+        if not all(np.abs(polygon).max(initial=0) <= 2 * max(height, width) for polygon in segmentation):
+            raise UserError(f"an outline leaves its image of {height}×{width} pixels by far: mend the file")
         return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width))
+    if list(segmentation["size"]) != [height, width]:
+        raise UserError(
+            f"a region of {segmentation['size']} pixels is in an image of {[height, width]}: mend the file"
+        )
     if isinstance(segmentation["counts"], str):
         return segmentation
     counts = segmentation["counts"].tolist()
@@ -172,7 +179,7 @@ def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             content: dict[str, Any] = json.load(file, object_hook=slim)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}): copy it anew") from error
     absent = [key for key in ("images", "annotations", "categories") if key not in content]
     if absent:

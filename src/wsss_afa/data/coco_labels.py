@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle_tools
 
-from wsss_afa.data.images import read_mask
+from wsss_afa.data.images import open_image, read_mask
 from wsss_afa.data.label_folder import LabelFolder, write_whole
 from wsss_afa.types import IGNORE_INDEX
 
@@ -33,7 +32,7 @@ def write_coco(folder: LabelFolder, class_names: Sequence[str]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, name in enumerate(folder.names(), 1):
-        with Image.open(folder.path(name)) as image:
+        with open_image(folder.path(name)) as image:
             width, height = image.size
         label = read_mask(folder.path(name), (height, width))
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from wsss_afa.types import UserError
 
 _ORIENTATION = 0x0112
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,7 +52,7 @@ def read_image(
     Raises:
         UserError: The file is missing, truncated, no image or too large.
     """
-    with _decoding(path), Image.open(path) as image:
+    with _decoding(path), open_image(path) as image:
         _check_pixels(path, image, max_pixels)
         if max_side is None:
             return _rgb(image, upright)
@@ -111,7 +112,7 @@ def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]
     Raises:
         UserError: The file is missing, truncated or no image, has colours instead of labels or another size.
     """
-    with _decoding(path), Image.open(path) as image:
+    with _decoding(path), open_image(path) as image:
         if image.mode not in ("P", "L"):
             raise UserError(
                 f"{path} has mode {image.mode}, need one label per pixel: save it as a palette PNG"
@@ -124,10 +125,19 @@ def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]
     return mask
 
 
+def open_image(file: Path | BinaryIO) -> Image.Image:
+    """Open an image whose head alone is read so far, and which Pillow can decode by itself.
+
+    Others it would hand to programs, such as EPS, which is a program, to Ghostscript.
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
 def read_kind(file: Path | BinaryIO) -> str:
     """Format and colours as stored, such as "JPEG RGB", from an image's head; empty if there is no image."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return f"{image.format} {image.mode}"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""

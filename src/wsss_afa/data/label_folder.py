@@ -139,7 +139,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return dict(content)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no manifest ({error}): choose another folder, or delete this one"
         ) from error

@@ -129,6 +129,8 @@ def parse_json(path: Path, text: str, line: int = 0) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno} column {error.colno}"
         raise UserError(f"{path} {place} is no JSON ({error.msg}): mend it there") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply, need a list of objects: rewrite it") from error
 
 
 def kind_of(value: Any) -> str:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import tarfile
 import time
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -132,14 +134,25 @@ def read_manifest(root: str) -> Manifest:
     try:
         parsed = json.loads(content)
         splits = {
-            name: Split(split["has_masks"], split["tag_counts"], [Shard(**row) for row in split["shards"]])
+            name: Split(split["has_masks"], split["tag_counts"], [_checked(row) for row in split["shards"]])
             for name, split in parsed["splits"].items()
         }
         return Manifest(root, tuple(parsed["class_names"]), parsed["upright"], splits)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{root}/{MANIFEST} is no manifest of shards ({type(error).__name__}: {error}): copy it anew"
         ) from error
+
+
+def _checked(row: dict[str, Any]) -> Shard:
+    """A row whose file lies below the root, and has no more images than fit into it."""
+    shard = Shard(**row)
+    path = PurePosixPath(shard.file)
+    if path.is_absolute() or path.suffix != ".tar" or ".." in path.parts or re.search(r"[:\\\0]", shard.file):
+        raise ValueError(f"the file {shard.file!r}, need a tar below the root")
+    if not 0 <= shard.images <= shard.bytes // tarfile.BLOCKSIZE:
+        raise ValueError(f"{shard.images} images in {shard.bytes} bytes of {shard.file}")
+    return shard
 
 
 class ShardSet:
@@ -293,7 +306,10 @@ def _read_index(url: str, sha256: str) -> list[Entry]:
     content = fetch(url)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{url} is damaged: {_REMEDY}")
-    return [
-        Entry(name, tags, Member(*image), mask and Member(*mask))
-        for name, tags, image, mask in json.loads(content)
-    ]
+    try:
+        return [
+            Entry(name, tags, Member(*image), mask and Member(*mask))
+            for name, tags, image, mask in json.loads(content)
+        ]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{url} is no index ({type(error).__name__}: {error}): {_REMEDY}") from error

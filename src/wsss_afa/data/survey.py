@@ -106,6 +106,6 @@ def read_category_ids(path: Path) -> dict[str, int]:
     try:
         with path.open(encoding="utf-8") as file:
             categories = json.load(file, object_hook=slim)["categories"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} has no categories ({error!r}), need COCO's own: copy it anew") from error
     return {item["name"]: item["id"] for item in sorted(categories, key=lambda item: item["id"])}

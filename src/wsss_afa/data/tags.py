@@ -197,7 +197,7 @@ def _find_separator(path: Path, cells: list[tuple[str, str]]) -> str | None:
 def _list_inread_text(path: Path, where: str, text: str) -> Any:
     try:
         return ast.literal_eval(text.strip())  # JSON's lists of names are also Python's
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError(
             f'{path} {where} has the broken list {text!r}, need ["cat", "dog"]: mend it'
         ) from error

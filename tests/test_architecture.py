@@ -30,6 +30,8 @@ ENTRY_POINTS = {
         "inspect",
         "shard",
         "voc_server",
+        "oracle",
+        "sweep_report",
     )
 }
 LIGHTNING = {
@@ -46,7 +48,7 @@ LIGHTNING = {
     "reproducibility.py",
     "report_callback.py",
 }
-HYDRA = {"cli.py", "checkpoint.py", "growth.py"} | ENTRY_POINTS
+HYDRA = {"cli.py", "checkpoint.py", "growth.py", "sweep_runs.py"} | ENTRY_POINTS
 CORE = [name for name in FILES if name.startswith(("models/", "ops/")) or name in {"losses.py", "metrics.py"}]
 MAX_LINES = 350
 

@@ -66,12 +66,12 @@ class Scene(NamedTuple):
     def affinity(self, kind: str, false: float, missed: float, radius: int) -> Tensor:
         """True affinity (1, N, N) of the cells, spoilt; symmetric, 1 on the diagonal.
 
-        Means over the pairs of different classes, and one minus those over the pairs of the same class, within
-        the radius, are ``false`` and ``missed``, whatever the kind.
+        Within the radius, the mean over pairs of different classes is ``false``, and one minus the mean over
+        pairs of the same class is ``missed``, whatever the kind.
 
         Args:
             kind: ``faint``: every pair is a little wrong; ``random``: some are quite wrong; ``border``: those
-                whose cells are nearest to another class are quite wrong.
+                whose two cells lie nearest to cells of another class are quite wrong.
             false: of pairs of different classes, in [0, 1].
             missed: of pairs of the same class but a cell and itself, in [0, 1].
             radius: of pairs that are looked at, in cells.
@@ -100,7 +100,7 @@ def make_scene(sample: Sample, stride: int, seed: int, index: int) -> Scene:
     """
     rng = np.random.default_rng([seed, index])
     mask = torch.from_numpy(sample["mask"]).long()[None]
-    present = [each for each in mask.unique().tolist() if each not in (0, IGNORE_INDEX)]
+    present = [each for each in np.unique(sample["mask"]).tolist() if each not in (0, IGNORE_INDEX)]
     ids = torch.tensor([0, *present])
     grid = (-(-mask.shape[1] // stride), -(-mask.shape[2] // stride))
     layers = (mask == ids[1:, None, None]).float()[None]  # (1, G, H, W)

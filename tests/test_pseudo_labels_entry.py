@@ -232,7 +232,7 @@ def test_coco_gives_the_labels_back(run, tmp_path, capsys):
 
 
 def test_the_sweep_counts_what_would_be_written(run, tmp_path):
-    out = run("source=par", "split=val", "sweep=true", "thresholds=[0.2,0.3,0.6]")
+    out = run("source=par", "split=val", "sweep_thresholds=true", "thresholds=[0.2,0.3,0.6]")
     sweep = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert (tmp_path / "run" / "sweep.png").stat().st_size > 1000
     assert [each["background"] for each in sweep["thresholds"]] == [0.2, 0.3, 0.6]
@@ -264,7 +264,7 @@ def test_processes_share_the_images_out():
 
 @pytest.mark.slow
 def test_two_processes_count_the_same(run, tmp_path, checkpoint):
-    own = ["source=cam", "split=val", "sweep=true"]
+    own = ["source=cam", "split=val", "sweep_thresholds=true"]
     run(*own)
     command = [sys.executable, "-m", "wsss_afa.pseudo_labels", f"ckpt={checkpoint}", *DATA, *own]
     command += ["trainer.accelerator=cpu", "trainer.devices=2", f"hydra.run.dir={tmp_path}/both"]
@@ -283,9 +283,12 @@ MISTAKES = {
     "thresholds crossed": (["background=[0.5,0.4]", "out=x"], r"background=\[0\.5, 0\.4\].*low ≤ high"),
     "background too high": (["background=45", "out=x"], r"background=45"),
     "background of seg": (["source=seg", "background=0.4", "out=x"], r"seg has no background"),
-    "sweep without masks": (["sweep=true"], r"split=val.*data\.val_split=train"),
-    "sweep of seg": (["sweep=true", "split=val", "source=seg"], r"wsss_afa\.evaluate"),
-    "thresholds out of range": (["sweep=true", "split=val", "thresholds=[4]"], r"thresholds=\[4\]"),
+    "sweep without masks": (["sweep_thresholds=true"], r"split=val.*data\.val_split=train"),
+    "sweep of seg": (["sweep_thresholds=true", "split=val", "source=seg"], r"wsss_afa\.evaluate"),
+    "thresholds out of range": (
+        ["sweep_thresholds=true", "split=val", "thresholds=[4]"],
+        r"thresholds=\[4\]",
+    ),
     "other classes": (["data.num_classes=4", "out=x"], r"knows the classes"),
     "misspelt": (["backgroud=0.4", "out=x"], r"did you mean background\?"),
 }

@@ -1,6 +1,6 @@
 """Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
 
-With ``sweep=true`` nothing is written but the mIoU of each background score, on images that have masks.
+With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def choose_images(data: AFADataModule, split: str, sweep: bool) -> SampleSet:
         raise UserError(f"split={split} is not known; need train or val")
     if sweep and (split == "train" or not data.has_masks):
         raise UserError(
-            "sweep=true compares with masks, which training sets never have: set split=val, on data that has "
-            "masks (VOC's training images: split=val data.val_split=train)"
+            "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on data "
+            "that has masks (VOC's training images: split=val data.val_split=train)"
         )
     return data.make_train_set() if split == "train" else data.make_val_set()
 
@@ -250,7 +250,8 @@ def sweep(
     """
     if cfg.source == "seg":
         raise UserError(
-            "sweep=true: source=seg has no background score to vary; python -m wsss_afa.evaluate scores it"
+            "sweep_thresholds=true: source=seg has no background score to vary; "
+            "python -m wsss_afa.evaluate scores it"
         )
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
@@ -267,7 +268,7 @@ def sweep(
 
 @entry_point("pseudo_labels")
 def main(cfg: DictConfig) -> float:
-    """Write labels and return their number; with ``sweep`` score thresholds and return the best mIoU."""
+    """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
     net, _, recipe = load(cfg.ckpt)
     labeler = make_labeler(recipe, cfg.source)
     scores = choose_scores(cfg.background, cfg.source, labeler)
@@ -277,11 +278,13 @@ def main(cfg: DictConfig) -> float:
             f"ckpt={cfg.ckpt} knows the classes {recipe['class_names']}, the data has "
             f"{list(data.class_names)}: label data of the checkpoint's classes"
         )
-    images = WholeImages(choose_images(data, cfg.split, cfg.sweep), data.num_workers, data.skip_broken)
+    images = WholeImages(
+        choose_images(data, cfg.split, cfg.sweep_thresholds), data.num_workers, data.skip_broken
+    )
     crf = cfg.dense_crf if cfg.crf else None
     protocol = instantiate(cfg.protocol, crf=crf, mean=recipe["mean"], std=recipe["std"])
     source = LabelSource(cfg.source, labeler, protocol)
-    run = sweep if cfg.sweep else write
+    run = sweep if cfg.sweep_thresholds else write
     return run(cfg, net, source, scores, images, describe(cfg, recipe, source, scores))
 
 

@@ -132,8 +132,8 @@ def choose_images(data: AFADataModule, split: str, sweep: bool) -> SampleSet:
         raise UserError(f"split={split} is not known; need train or val")
     if sweep and (split == "train" or not data.has_masks):
         raise UserError(
-            "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on data "
-            "that has masks (VOC's training images: split=val data.val_split=train)"
+            "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on "
+            "data that has masks (VOC's training images: split=val data.val_split=train)"
         )
     return data.make_train_set() if split == "train" else data.make_val_set()
 

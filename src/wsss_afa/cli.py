@@ -46,6 +46,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
 
         @wraps(task)
         def main() -> None:
+            nonlocal started
+            started = False
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
             _quieten()
             try:

@@ -29,7 +29,7 @@ from wsss_afa.oracle_maps import KINDS, make_scene
 from wsss_afa.oracle_report import curves, stops_helping
 from wsss_afa.types import UserError
 
-SMALL = ["data.val_images=24", "stride=8"]
+SMALL = ["data.val_images=20", "stride=8", "backgrounds=[0.1,0.2,0.3,0.4,0.5]"]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,13 @@ def test_missed_affinity_and_more_steps_make_false_affinity_worse(gains):
 @pytest.fixture
 def program(monkeypatch, tmp_path):
     def start(*overrides):
-        quick = ["data.val_images=4", "stride=8", "par.iterations=[2,4]", "false_affinity=[0.0,0.5]"]
+        quick = [
+            "data.val_images=2",
+            "stride=8",
+            "par.iterations=[2,4]",
+            "par.downscale=[2,1]",
+            "false_affinity=[0.0,0.5]",
+        ]
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         monkeypatch.setattr(sys, "argv", ["oracle", *quick, f"hydra.run.dir={folder}", *overrides])
         oracle.main()
@@ -188,7 +194,7 @@ def test_the_program_leaves_tables_plots_and_equal_records(program, capsys):
     assert text == (again / "oracle.json").read_text()
     results = json.loads(text)
     assert len(results["refinement"]) == 9 * 2 + 2 * 2
-    assert len(results["par"]) == 1 + 3 * 2 * 2
+    assert len(results["par"]) == 1 + 3 * 2 * 2  # dilations, sizes, iterations
     assert len(results["propagation"]) == 1 + 2 * len(results["settings"]["curves"])
     for name in oracle.STUDIES:
         with Image.open(first / f"oracle_{name}.png") as picture:

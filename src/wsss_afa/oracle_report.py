@@ -78,7 +78,8 @@ def _refinement_table(records: Sequence[Record]) -> Table:
 
 
 def _cell(record: Record) -> str:
-    return f"{record['miou']:.1f} ({', '.join(f'{score:g}' for score in record['background'])})"
+    backgrounds = " ".join(f"{score:g}".lstrip("0") for score in record["background"])
+    return f"{record['miou']:.1f} ({backgrounds})"
 
 
 def _par_table(records: Sequence[Record]) -> Table:
@@ -127,7 +128,7 @@ def draw(results: Record, walk: Record) -> dict[str, Figure]:
 
 
 def _panels(titles: Sequence[str], label: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(0.8 + 2.9 * len(titles), 3.6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(0.8 + 2.5 * len(titles), 4.2), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
     for axes, title in zip(panels, titles, strict=True):
@@ -135,6 +136,11 @@ def _panels(titles: Sequence[str], label: str) -> tuple[Figure, list[Axes]]:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(label)
     return figure, panels
+
+
+def _legend(axes: Axes, title: str | None = None) -> None:
+    """Below the panel, where it hides no line."""
+    axes.legend(fontsize=8, title=title, title_fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
 
 
 def _draw_refinement(records: Sequence[Record]) -> Figure:
@@ -147,7 +153,7 @@ def _draw_refinement(records: Sequence[Record]) -> Figure:
             line = "--" if method == "coarse" else "-"
             axes.plot(shares, scores, line, marker=".", color=f"C{place}", label=method if own else None)
         axes.set_xlabel("share of cells dropped")
-        axes.legend(fontsize=8)
+        _legend(axes)
     return figure
 
 
@@ -162,7 +168,8 @@ def _draw_par(records: Sequence[Record]) -> Figure:
             if size == own:
                 axes.plot(*zip(*[(0, coarse), *points], strict=True), marker=".", label=dilations)
         axes.set_xlabel("iterations")
-        axes.legend(fontsize=8, title="dilations", title_fontsize=8)
+        axes.set_xticks([0, *sorted({each["iterations"] for each in records} - {0})])
+        _legend(axes, "dilations")
     return figure
 
 
@@ -181,5 +188,5 @@ def _draw_propagation(records: Sequence[Record], walk: Record) -> Figure:
         for name in names:
             axes.plot(*zip(*lines[name], strict=True), marker=".", label=name)
         axes.set_xlabel("mean false affinity")
-        axes.legend(fontsize=7)
+        _legend(axes)
     return figure

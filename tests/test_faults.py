@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from soak import children, finish, identical, launch, outcome
-from wsss_afa import checkpointing
+from wsss_afa import checkpointing, train
 from wsss_afa.faults import FiniteLoss, explain, tolerate
 from wsss_afa.lightning_module import AFALightningModule
 from wsss_afa.losses import AFALoss
@@ -243,6 +243,15 @@ def test_training_outlives_a_full_disk(whole, tmp_path):
     assert finish(launch(tmp_path, before=trap)) == 0, log_of(tmp_path)[-2000:]
     assert "step_000011.ckpt: not written, training goes on without it (No space left" in log_of(tmp_path)
     assert identical(outcome(tmp_path), whole)
+
+
+def test_a_folder_called_like_a_step_hides_no_missing_file():
+    failed = {"runs/step_1/checkpoints/best.ckpt", "runs/step_1/checkpoints/step_000004.ckpt"}
+    trainer = SimpleNamespace(
+        fit=lambda *_, **__: None, strategy=SimpleNamespace(checkpoint_io=SimpleNamespace(failed=failed))
+    )
+    with pytest.raises(UserError, match=r"best\.ckpt is missing or of an earlier step: make room"):
+        train.fit(trainer, None, None, None)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.num_images=0",
 ]
-GRIDS = {"table1": 6, "table2": 4, "table3": 4, "figure4": 12, "thresholds": 9, "radius": 4}
+GRIDS = {"table1": 6, "table2": 4, "table3": 4, "figure4": 12, "thresholds": 9, "radius": 4, "ablation": 25}
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
@@ -249,6 +249,7 @@ def test_rows_of_tables_2_and_3_are_what_they_are_called(experiment):
 
     assert labels("table2=baseline") == (False, False, False, 1, False)
     assert labels("table2=par") == labels("table3=no_affinity") == (True, False, False, 1, False)
+    assert labels("table2=affinity") == (True, True, True, 1, False)
     assert labels("table2=afa") == labels("table3=full") == (True, True, False, 1, False)
     assert labels("table2=afa_reg") == (True, True, False, 1, True)
     assert labels("table3=no_propagation") == (True, True, True, 1, False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -33,9 +32,11 @@ from wsss_afa.benchmark_parts import (
     Part,
     ceilings,
     crf_part,
+    finish,
     label_parts,
     loading_part,
     par_part,
+    peak_memory,
     random_batch,
     step_parts,
 )
@@ -84,11 +85,11 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in track(range(rounds + 1), description="rounds"):
         for name, run in timed.items():
-            _finish(device)
+            finish(device)
             start = clock()
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 run()
-            _finish(device)
+            finish(device)
             if turn:
                 seconds[name].append((clock() - start) / parts[name.removesuffix(", reference")].items)
     return seconds
@@ -138,18 +139,6 @@ def print_rows(rows: list[dict[str, Any]], title: str, console: Console) -> None
         cells = ("" if row[key] is None else form.format(row[key]) for key, (_, form) in _COLUMNS.items())
         table.add_row(*cells)
     console.print(table)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far in GiB: the device's, or the process's resident size on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _load(path: str | None) -> ModuleType | None:

@@ -8,6 +8,7 @@ evaluation may run after the network, is timed as well.
 from __future__ import annotations
 
 import itertools
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -178,6 +179,19 @@ def ceilings(device: torch.device) -> dict[str, Part]:
         "matrix product": Part(lambda: left @ right, flops=2.0 * side**3),
         "copy": Part(lambda: target.copy_(source), bytes=8.0 * count),
     }
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest memory so far in GiB: the device's, or the process's resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _flops(run: Run) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import resource
 import statistics
 import time
 from typing import Any
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from wsss_afa.benchmark_parts import random_batch, step_parts
+from wsss_afa.benchmark_parts import finish, peak_memory, random_batch, step_parts
 
 
 def measure_growth(cfg: DictConfig) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def measure_growth(cfg: DictConfig) -> dict[str, Any]:
         changed = OmegaConf.to_container(_with(cfg, name, value), resolve=True)
         with context.Pool(1) as pool:
             seconds, memory = pool.apply(_one_step, (changed,))
-        measured[name].append({"size": _size(name, value), "seconds": seconds, "gib": memory})
+        measured[name].append({"size": _size(value), "seconds": seconds, "gib": memory})
     return {name: {"points": found, **_powers(found)} for name, found in measured.items()}
 
 
@@ -60,7 +59,7 @@ def _with(cfg: DictConfig, name: str, value: Any) -> DictConfig:
     return changed
 
 
-def _size(name: str, value: Any) -> float:
+def _size(value: Any) -> float:
     """What a setting stands for on the axis: itself; of scales, the pixels of all passes to those of one."""
     if isinstance(value, int | float):
         return float(value)
@@ -78,20 +77,13 @@ def _one_step(config: dict[str, Any]) -> tuple[float, float]:
     batch = random_batch(cfg.batch_size, cfg.crop_size, cfg.num_classes, device)
     step = step_parts(net, labeler, instantiate(cfg.loss), batch, count=False)["step, third phase"].run
     clock = time.process_time if cfg.cpu_time else time.perf_counter
-    before, seconds = _peak(device), []
+    before, seconds = peak_memory(device), []
     for _ in range(cfg.rounds + 1):
         start = clock()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        finish(device)
         seconds.append(clock() - start)
-    return statistics.median(seconds[1:]), _peak(device) - before
-
-
-def _peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return statistics.median(seconds[1:]), peak_memory(device) - before
 
 
 def _powers(points: list[dict[str, float]]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.data.inspection import Finding, Look, Split, choose, describe, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.types import UserError
 from wsss_afa.visualize import contact_sheet, paint_label, save_figure
 
@@ -129,9 +130,7 @@ def write_report(
         "images_without_tags": {split.name: _untagged(split) for split in splits},
         "findings": [finding._asdict() for finding in findings],
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def print_counts(splits: list[Split], console: Console) -> None:

@@ -1,4 +1,6 @@
-"""VOC's mean intersection over union, from one confusion matrix over the whole set; precision of tags."""
+"""VOC's mean intersection over union, from one confusion matrix over the whole set; precision of tags; what
+pseudo labels consist of.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from wsss_afa.types import IGNORE_INDEX
+from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 
 
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
@@ -19,9 +21,11 @@ def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
         target: of the same shape, in [0, C], or 255 where nothing counts.
         num_outputs: K, background included.
     """
-    counted = target != IGNORE_INDEX
-    pairs = target[counted] * num_outputs + prediction[counted]
-    return torch.bincount(pairs, minlength=num_outputs**2).view(num_outputs, num_outputs)
+    rows = torch.where(target == IGNORE_INDEX, num_outputs, target)  # a row of their own, which is cut off
+    pairs = torch.bincount(
+        (rows * num_outputs + prediction).flatten(), minlength=num_outputs * (num_outputs + 1)
+    )
+    return pairs.view(num_outputs + 1, num_outputs)[:num_outputs]
 
 
 def class_iou(confusion: Tensor) -> Tensor:
@@ -108,3 +112,36 @@ class TagAveragePrecision(Metric):
         for c in tags.any(0).nonzero().flatten().tolist():
             scores[c] = binary_average_precision(logits[:, c], tags[:, c])
         return {"ap": scores, "map": scores.nanmean()}
+
+
+def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dict[str, Tensor]:
+    """What a step's labels consist of, and how far affinity is from them; each a scalar in [0, 1].
+
+    Shares of pixels are ``ignored_pixels``, ``background_pixels`` and ``foreground_pixels``. With affinity
+    labels there are, as shares of all N² pairs, ``positive_pairs`` and ``negative_pairs`` (the rest is
+    ignored), the mean affinity of negative pairs, ``false_affinity``, and one minus that of positive ones,
+    ``missed_affinity``; both are 0 where there is no such pair.
+
+    Args:
+        labels: of the step; there is a segmentation.
+        affinity: (B, N, N) in [0, 1], predicted; read where there are affinity labels.
+    """
+    assert labels.segmentation is not None
+    ignored = (labels.segmentation == IGNORE_INDEX).float().mean()
+    background = (labels.segmentation == 0).float().mean()
+    shares = {
+        "ignored_pixels": ignored,
+        "background_pixels": background,
+        "foreground_pixels": 1 - ignored - background,
+    }
+    if labels.affinity is None:
+        return shares
+    assert affinity is not None
+    same, different = labels.affinity == 1, labels.affinity == 0
+    affinity = affinity.detach()
+    return shares | {
+        "positive_pairs": same.float().mean(),
+        "negative_pairs": different.float().mean(),
+        "false_affinity": (affinity * different).sum() / different.sum().clamp(min=1),
+        "missed_affinity": ((1 - affinity) * same).sum() / same.sum().clamp(min=1),
+    }

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -30,12 +29,13 @@ from torch import Tensor
 
 from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.data.label_folder import write_whole
-from wsss_afa.metrics import class_iou
+from wsss_afa.data.whole_file import write_whole
+from wsss_afa.metrics import class_iou, count_pairs
 from wsss_afa.ops.dense_crf import DenseCRF
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.pseudo_label import class_scores, own_classes
 from wsss_afa.ops.random_walk import propagate
+from wsss_afa.ops.resize import resize
 from wsss_afa.oracle_maps import KINDS, Scene, make_scene
 from wsss_afa.oracle_report import draw, print_tables
 from wsss_afa.types import UserError
@@ -76,11 +76,8 @@ class Tally:
             shape = (2, len(result.backgrounds), self.num_outputs, self.num_outputs)
             self._settings[key] = result._replace(labels=[])
             self._counts[key] = torch.zeros(shape, dtype=torch.long)
-        outputs = self.num_outputs
-        rows = mask.clamp(max=outputs) * outputs  # 255 is counted in a row of its own, which is cut off
         for counts, label in zip(self._counts[key][half], result.labels, strict=True):
-            pairs = torch.bincount((rows + label).flatten(), minlength=outputs * (outputs + 1))
-            counts += pairs[: outputs**2].view(outputs, outputs)
+            counts += count_pairs(label, mask, self.num_outputs)
 
     def records(self, study: str) -> list[Config]:
         """Settings of a study with ``miou`` in percent and each half's background score ``background``."""
@@ -147,7 +144,7 @@ def propagation(scene: Scene, cfg: Config) -> Iterator[Labelled]:
         how = {key: walk[key] for key in ("radius", "power", "num_log_steps")}
         for false in cfg["false_affinity"]:
             affinity = scene.affinity(walk["kind"], false, walk["missed"], walk["radius"])
-            moved = _resize(propagate(scores, affinity, **how), scene.size).chunk(len(own), dim=1)
+            moved = resize(propagate(scores, affinity, **how), scene.size).chunk(len(own), dim=1)
             yield Labelled("propagation", {**walk, "false": false}, own, _best(scene, moved))
 
 
@@ -164,22 +161,22 @@ def refine(
     As ``PseudoLabeler.refined_maps`` does it; PAR of 15 iterations is PAR of 5 on what PAR of 10 made.
     """
     small = (max(1, scene.size[0] // downscale), max(1, scene.size[1] // downscale))
-    rgb, reduced = _resize(scene.rgb / 255, small), _resize(cam, small)
+    rgb, reduced = resize(scene.rgb / 255, small), resize(cam, small)
     scores, done = torch.cat([_scores(reduced, beta) for beta in backgrounds], dim=1), 0
     for count in sorted(iterations):
         scores, done = PixelAdaptiveRefinement(count - done, dilations)(rgb, scores), count
-        yield count, _resize(scores, scene.size).chunk(len(backgrounds), dim=1)
+        yield count, resize(scores, scene.size).chunk(len(backgrounds), dim=1)
 
 
 def _run_crf(scene: Scene, maps: Tensor, crf: DenseCRF, cfg: Config) -> Tensor:
     small = (max(1, scene.size[0] // cfg["downscale"]), max(1, scene.size[1] // cfg["downscale"]))
-    rgb = _resize(scene.rgb.float(), small).round().to(torch.uint8)
-    sharp = _resize(maps, small) ** cfg["sharpness"]
-    return _resize(crf(rgb, sharp / sharp.sum(1, keepdim=True)), scene.size)
+    rgb = resize(scene.rgb.float(), small).round().to(torch.uint8)
+    sharp = resize(maps, small) ** cfg["sharpness"]
+    return resize(crf(rgb, sharp / sharp.sum(1, keepdim=True)), scene.size)
 
 
 def _enlarged(scene: Scene, blur: float, dropped: float) -> Tensor:
-    return _resize(scene.coarse_map(blur, dropped), scene.size)
+    return resize(scene.coarse_map(blur, dropped), scene.size)
 
 
 def _scores(cam: Tensor, background: float) -> Tensor:
@@ -189,10 +186,6 @@ def _scores(cam: Tensor, background: float) -> Tensor:
 
 def _best(scene: Scene, maps: Sequence[Tensor]) -> list[Tensor]:
     return [scene.ids[scores.max(dim=1).indices] for scores in maps]
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 STUDIES = ("refinement", "par", "propagation")
@@ -260,7 +253,7 @@ def main(cfg: DictConfig) -> float:
     results = run(plain, instantiate(cfg.data), instantiate(cfg.crf.model), console)
     folder = Path(HydraConfig.get().runtime.output_dir)
     text = json.dumps({**results, "settings": plain}, indent=1, ensure_ascii=False)
-    write_whole(folder / "oracle.json", (text + "\n").encode())
+    write_whole(folder / "oracle.json", text + "\n")
     for study, figure in draw(results, plain["walk"]).items():
         save_figure(figure, folder / f"oracle_{study}.png")
     print_tables(results, plain["walk"], console)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -129,7 +128,6 @@ def draw(results: Record, walk: Record) -> dict[str, Figure]:
 
 def _panels(titles: Sequence[str], label: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(0.8 + 2.5 * len(titles), 4.2), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, len(titles), sharey=True, squeeze=False)[0])
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)

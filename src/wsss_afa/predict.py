@@ -23,6 +23,7 @@ from rich.progress import track
 from wsss_afa.checkpoint import load
 from wsss_afa.cli import entry_point
 from wsss_afa.data.records import IMAGE_SUFFIXES
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.prediction import BACKGROUND
 from wsss_afa.predictor import Predictor, Sizes
 from wsss_afa.types import UserError
@@ -134,14 +135,6 @@ def describe(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON in UTF-8; the file appears complete or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # \udcff: a file name that is no UTF-8
-    partial.replace(path)
-
-
 def open_predictor(cfg: DictConfig) -> Predictor:
     """The predictor that the configuration describes."""
     sizes = Sizes(cfg.long_side, cfg.tile, cfg.overlap, cfg.max_pixels)
@@ -221,7 +214,7 @@ def main(cfg: DictConfig) -> float:
     finally:
         complete = len(records) == len(images)
         content = describe(cfg, predictor) | {"complete": complete, "images": records}
-        write_results(out / RESULTS, content)
+        write_whole(out / RESULTS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     errors = report(records, left_out, out, console)
     if errors:
         alone = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsss_afa.ops.resize import resize
 from wsss_afa.types import UserError
 from wsss_afa.visualize import add_legend, paint_heat, paint_label, save_label, save_picture
 
@@ -141,7 +141,7 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (n, h, w) to (n, H, W), bilinear."""
     if maps.shape[1:] == tuple(size):
         return maps
-    return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return resize(maps[None], size)[0]
 
 
 def _paint(

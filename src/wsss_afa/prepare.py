@@ -21,6 +21,7 @@ from wsss_afa.cli import entry_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.download import Source, download, require_space, verify
 from wsss_afa.data.survey import Split, count_images, count_split, read_all, read_category_ids
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.shard import pack
 from wsss_afa.types import UserError
 
@@ -226,10 +227,8 @@ def _require_count(root: Path, what: str, found: int, wanted: int) -> None:
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): free the disk or choose another") from error
 

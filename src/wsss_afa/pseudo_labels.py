@@ -22,7 +22,7 @@ from wsss_afa.cli import entry_point
 from wsss_afa.data.coco_labels import COCO_FILE, write_coco
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.data.label_folder import LabelFolder
-from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet
+from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet, say_skipped
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.models.afa import AFANet
 from wsss_afa.ops.given_label import GivenLabels
@@ -203,8 +203,7 @@ def pass_over(images: WholeImages, module: L.LightningModule, cfg: DictConfig) -
     callbacks = list(instantiate(cfg.callbacks).values())
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=False)
     trainer.predict(module, datamodule=images, return_predictions=False)
-    if images.broken:
-        print("\n  ".join([f"skipped   {len(images.broken)} unreadable images:", *sorted(images.broken)]))
+    say_skipped(images.broken)
     return trainer
 
 

@@ -235,11 +235,3 @@ def _point(row: dict[str, str], column: str) -> tuple[int, float] | None:
     except (KeyError, TypeError, ValueError):
         return None
     return point if math.isfinite(point[1]) else None
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

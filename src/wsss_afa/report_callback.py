@@ -20,10 +20,11 @@ from torch import Tensor, distributed
 
 import wsss_afa
 from wsss_afa.callbacks import COLUMNS, explain, panels
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.lightning_module import AFALightningModule
 from wsss_afa.metrics import class_iou, count_pairs
 from wsss_afa.ops.pseudo_label import to_rgb
-from wsss_afa.report import Evaluation, Shot, confusion_csv, read_history, render, shrink, write_text
+from wsss_afa.report import Evaluation, Shot, confusion_csv, read_history, render, shrink
 from wsss_afa.types import IGNORE_INDEX, Batch, UserError
 
 T = TypeVar("T")
@@ -142,8 +143,8 @@ class Report(Callback):
         )
         for source, matrix in matrices.items():
             table = confusion_csv(matrix, ["background", *evaluation.class_names])
-            write_text(table, self.directory / f"confusion_{source}.csv")
-        write_text(render(evaluation), self.directory / "report.html")
+            write_whole(self.directory / f"confusion_{source}.csv", table)
+        write_whole(self.directory / "report.html", render(evaluation))
         self._written = True
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

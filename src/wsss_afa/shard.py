@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.data.sampler import SampleSet
+from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shard_writer import write_shards
 from wsss_afa.types import UserError
 
@@ -40,8 +40,7 @@ def pack(data: AFADataModule, out: Path, shards: int, splits: list[str]) -> int:
             sets, out, shards, data.num_workers, data.skip_broken,
             lambda name, done, total: bar.update(bars[name], completed=done, total=total),
         )  # fmt: skip
-    if broken:
-        print("\n  ".join([f"skipped   {len(broken)} unreadable images:", *broken]))
+    say_skipped(broken)
     images = 0
     for name, split in manifest.splits.items():
         count = sum(shard.images for shard in split.shards)

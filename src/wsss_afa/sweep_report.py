@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 
 from wsss_afa.callbacks import COLUMNS
 from wsss_afa.cli import entry_point
-from wsss_afa.data.label_folder import write_whole
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.sweep_runs import Run, Sweep, find_runs, label
 from wsss_afa.types import UserError
 from wsss_afa.visualize import save_figure
@@ -186,7 +185,6 @@ def draw_rows(rows: Sequence[Row], validation: str) -> Figure:
     names = _present(rows)
     size = (1.5 + 0.07 * max(len(row.title) for row in rows) + 2.0 * len(names), 1.2 + 0.4 * len(rows))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         for place, row in enumerate(rows):
@@ -222,9 +220,8 @@ def main(cfg: DictConfig) -> float:
     out = folders[0] if cfg.out is None else Path(cfg.out)
     text = write_markdown(rows, problems)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / f"{FILE}.md", text.encode())
-        write_whole(out / f"{FILE}.csv", write_csv(rows).encode())
+        write_whole(out / f"{FILE}.md", text)
+        write_whole(out / f"{FILE}.csv", write_csv(rows))
         save_figure(draw_rows(rows, cfg.plot), out / f"{FILE}.png")
     except OSError as error:
         raise UserError(f"out={out} cannot be written ({error}): choose another folder") from error

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from wsss_afa.data.label_folder import write_whole
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.metrics import SegmentationMetrics
 from wsss_afa.models.afa import AFANet
 from wsss_afa.ops.label_source import LabelSource, merge_labels
@@ -101,16 +100,14 @@ def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any]) -> No
         results: Of a ``ThresholdSweep``.
         of: What was scored.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**of, **results}, indent=2, ensure_ascii=False)
-    write_whole(folder / "sweep.json", (text + "\n").encode())
+    write_whole(folder / "sweep.json", text + "\n")
     save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
 
 
 def draw_curve(results: dict[str, Any], source: str) -> Figure:
     """MIoU over the background score; the best is marked."""
     figure = Figure(figsize=(4.5, 3), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     tried, best = results["thresholds"], results["best"]
     axes.plot([each["background"] for each in tried], [each["miou"] for each in tried], marker=".")

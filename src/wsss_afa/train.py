@@ -115,7 +115,8 @@ def fit(trainer: L.Trainer, module: AFALightningModule, data: AFADataModule, sta
         if advice is None:
             raise
         raise UserError(advice) from error
-    failed = [path for path in getattr(trainer.strategy.checkpoint_io, "failed", ()) if "step_" not in path]
+    failed = [Path(path) for path in getattr(trainer.strategy.checkpoint_io, "failed", ())]
+    failed = [path for path in failed if not path.name.startswith("step_")]
     if failed:
         raise UserError(f"{failed[0]} is missing or of an earlier step: make room; {RESUME_HINT}")
 

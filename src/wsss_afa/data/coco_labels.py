@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle_tools
 
 from wsss_afa.data.images import open_image, read_mask
-from wsss_afa.data.label_folder import LabelFolder, write_whole
+from wsss_afa.data.label_folder import LabelFolder
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.types import IGNORE_INDEX
 
 COCO_FILE = "labels.json"
@@ -41,7 +42,7 @@ def write_coco(folder: LabelFolder, class_names: Sequence[str]) -> None:
     categories = [{"id": index, "name": name} for index, name in enumerate(class_names, 1)]
     categories.append({"id": IGNORE_INDEX, "name": "ignored"})
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_whole(folder.root / COCO_FILE, (json.dumps(content) + "\n").encode())
+    write_whole(folder.root / COCO_FILE, json.dumps(content) + "\n")
 
 
 def regions(label: NDArray[np.uint8]) -> list[dict[str, Any]]:

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.label_folder import LabelledImages
-from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights
+from wsss_afa.data.sampler import (
+    Augmented,
+    DrawLoader,
+    DrawSampler,
+    SampleSet,
+    balanced_weights,
+    say_skipped,
+)
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.types import UserError
 
@@ -134,8 +141,7 @@ class AFADataModule(L.LightningDataModule, ABC):
 
     def teardown(self, stage: str) -> None:
         """Report the images that were skipped."""
-        if self._broken:
-            print("\n  ".join([f"skipped   {len(self._broken)} unreadable images:", *sorted(self._broken)]))
+        say_skipped(self._broken)
 
     def _sampler(self, length: int) -> DrawSampler:
         trainer, weights = self.trainer, balanced_weights(self.train_tags) if self.balanced else None

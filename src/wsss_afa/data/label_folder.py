@@ -8,7 +8,6 @@ written to.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from wsss_afa.data.images import read_mask
 from wsss_afa.data.sampler import SampleSet
+from wsss_afa.data.whole_file import write_whole
 from wsss_afa.types import IGNORE_INDEX, Sample, UserError
 
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ class LabelFolder:
             _check_settings(self.root, wanted)
             return
         text = json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.root / MANIFEST, text.encode())
+        write_whole(self.root / MANIFEST, text)
 
     def names(self) -> list[str]:
         """Of the images that have a label, sorted."""
@@ -125,13 +125,6 @@ def label_path(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"the image name {name!r} leads out of {folder}: rename the image")
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:

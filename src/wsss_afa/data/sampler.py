@@ -281,6 +281,13 @@ class DrawLoader(DataLoader[dict[str, Any]]):
         """Nothing to do: the sampler was made for the step at which the run resumes."""
 
 
+def say_skipped(broken: Iterable[str]) -> None:
+    """Print the messages of images that were skipped, if any were."""
+    lines = sorted(broken)
+    if lines:
+        print("\n  ".join([f"skipped   {len(lines)} unreadable images:", *lines]))
+
+
 def _prepare_worker(worker_id: int) -> None:
     """Use one thread, since workers are the parallelism, and outlive a signal that was sent to all processes.
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsss_afa.ops.resize import resize
 from wsss_afa.types import Activation, AffinityTokens, UserError
 
 
@@ -78,10 +78,10 @@ class MultiScaleCAM(nn.Module):
         for scale in self.scales:
             scaled = _rescale(image, scale)
             plain = known if known is not None and scale == 1 else net.activate(scaled)
-            merged = _resize(_select(plain.cam, channels), size)
+            merged = resize(_select(plain.cam, channels), size)
             if self.mirror:
                 mirrored = _select(net.activate(scaled.flip(-1)).cam, channels).flip(-1)
-                merged = torch.maximum(merged, _resize(mirrored, size))
+                merged = torch.maximum(merged, resize(mirrored, size))
             merged = merged.relu_()
             total = merged if total is None else total + merged
             if scale == max(self.scales):
@@ -100,8 +100,4 @@ def _select(cam: Tensor, channels: Tensor | None) -> Tensor:
 def _rescale(image: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return image
-    return _resize(image, [int(scale * side) for side in image.shape[-2:]])
-
-
-def _resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False)
+    return resize(image, [int(scale * side) for side in image.shape[-2:]])

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.ops.dense_crf import DenseCRF
+from wsss_afa.ops.resize import resize
 from wsss_afa.types import MEAN, STD, UserError
 
 
@@ -82,10 +82,11 @@ class MultiScaleSegmentation(nn.Module):
         size = image.shape[-2:]
         merged = None
         for factor in self._factors(size):
-            scaled = image if factor == 1 else _resize(image, [int(factor * side) for side in size])
-            logits = _resize(known if known is not None and factor == 1 else net.segment(scaled), size)
+            scaled = image if factor == 1 else resize(image, [int(factor * side) for side in size])
+            passed = known if known is not None and factor == 1 else net.segment(scaled)
+            logits = resize(passed.float(), size)
             if self.mirror:
-                logits = torch.maximum(logits, _resize(net.segment(scaled.flip(-1)).flip(-1), size))
+                logits = torch.maximum(logits, resize(net.segment(scaled.flip(-1)).flip(-1).float(), size))
             if self.fusion == "mean":
                 logits = logits.softmax(dim=1)
             if merged is None:
@@ -116,7 +117,3 @@ class MultiScaleSegmentation(nn.Module):
         """Of the image's sides, the long side's rule included."""
         base = 1.0 if self.long_side is None else self.long_side / max(size)
         return [base * scale for scale in self.scales]
-
-
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps.float(), size=tuple(size), mode="bilinear", align_corners=False)

@@ -22,6 +22,7 @@ from wsss_afa.ops.boxes import resize_boxes
 from wsss_afa.ops.cam import Localizer, MultiScaleCAM
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
+from wsss_afa.ops.resize import resize
 from wsss_afa.types import (
     IGNORE_INDEX,
     MEAN,
@@ -262,7 +263,7 @@ class PseudoLabeler(nn.Module):
             with torch.autocast(batch["image"].device.type, enabled=False):
                 affinity = net.affinity_head(activation.tokens)
                 low, _ = self.propagated_maps(activation, affinity, own_classes(tags))
-                labels["affinity"] = _resize(low, batch["image"].shape[-2:]).argmax(1)
+                labels["affinity"] = resize(low, batch["image"].shape[-2:]).argmax(1)
         return {source: classes.expand(label) for source, label in labels.items()}
 
     def refined_maps(
@@ -275,9 +276,9 @@ class PseudoLabeler(nn.Module):
         size = cam.shape[-2:]
         small = (size[0] // self.downscale, size[1] // self.downscale)
         backgrounds = backgrounds or (self.low, self.high)
-        scores = _scores(_resize(cam, small), classes, backgrounds)
+        scores = _scores(resize(cam, small), classes, backgrounds)
         assert self.refine is not None
-        refined = _resize(self.refine(_resize(rgb, small), scores), size)
+        refined = resize(self.refine(resize(rgb, small), scores), size)
         return list(refined.chunk(len(backgrounds), dim=1))
 
     def propagated_maps(
@@ -292,7 +293,7 @@ class PseudoLabeler(nn.Module):
         ``backgrounds`` are low and high unless others are given.
         """
         backgrounds = backgrounds or (self.low, self.high)
-        scores = _scores(_resize(activation.cam, activation.tokens.grid), classes, backgrounds)
+        scores = _scores(resize(activation.cam, activation.tokens.grid), classes, backgrounds)
         assert self.propagate is not None
         return list(self.propagate(scores, affinity).chunk(len(backgrounds), dim=1))
 
@@ -304,7 +305,7 @@ class PseudoLabeler(nn.Module):
         sides = torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]], dim=1)
         extent = (sides // self.downscale).clamp(min=1)
         corner = torch.stack([z := torch.zeros_like(box[:, 0]), extent[:, 0], z, extent[:, 1]], dim=1)
-        full = _resize(torch.cat(list(maps), dim=1), size)
+        full = resize(torch.cat(list(maps), dim=1), size)
         crop = resize_boxes(full, box, corner, small, align_corners=True)
         refined = self.refine(resize_boxes(rgb, box, corner, small), crop, extent)
         return list(resize_boxes(refined, corner, box, size).chunk(len(maps), dim=1))
@@ -318,7 +319,3 @@ class PseudoLabeler(nn.Module):
 def _scores(cam: Tensor, classes: OwnClasses, backgrounds: Sequence[float]) -> Tensor:
     """Scores of one background score after the other, (B, len(backgrounds)·G, h, w)."""
     return torch.cat([class_scores(cam, classes, beta) for beta in backgrounds], dim=1)
-
-
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

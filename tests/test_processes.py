@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 
 from soak import _SERVER, SMALL, children, finish, launch
-from wsss_afa import losses, processes
+from wsss_afa import processes
 from wsss_afa.faults import explain
 from wsss_afa.lightning_module import AFALightningModule
 from wsss_afa.losses import AFALoss
@@ -109,26 +109,6 @@ def steady(folder, also=print):
     also()
 
 
-def share_counts():
-    """Divide by the pixels and pairs of all processes, where the library divides by each process's own."""
-
-    def averaged(count):
-        count = count.float()
-        dist.all_reduce(count)
-        return count / dist.get_world_size()
-
-    def masked_mean(values, mask):
-        return (values * mask).sum() / averaged(mask.sum()).clamp(min=1 / dist.get_world_size())
-
-    def affinity_loss(affinity, label):
-        same, different = label == 1, label == 0
-        one = 1 / dist.get_world_size()
-        missed = ((1 - affinity) * same).sum() / (averaged(same.sum()) + one)
-        return (missed + (affinity * different).sum() / (averaged(different.sum()) + one)) / 2
-
-    losses._masked_mean, losses.affinity_loss = masked_mean, affinity_loss
-
-
 def learnt(folder, *overrides, two=False, also=print):
     """Losses by micro-batch (n,) averaged over processes, and weights, of a run."""
     folder.mkdir()
@@ -155,40 +135,30 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_in_two_parts(runs):
-    """Through all three phases: an accumulated part of a batch is what a process has of it."""
+def test_two_processes_learn_what_one_does_with_the_whole_batch(runs):
+    """Through all three phases."""
     root, (two, weights) = runs
-    parts, same = learnt(root / "parts", f"trainer.max_steps={STEPS}", "trainer.accumulate_grad_batches=2")
-    assert len(parts) == 2 * STEPS
-    assert torch.allclose(two, parts.view(-1, 2).mean(1), atol=1e-5, rtol=0)
-    assert farthest(weights, same) < 1e-5
-
-
-@pytest.mark.slow
-def test_classification_is_that_of_the_whole_batch(runs):
-    root, _ = runs
-    one, weights = learnt(root / "cls1", "trainer.max_steps=6")
-    two, same = learnt(root / "cls2", "trainer.max_steps=6", two=True)
+    one, same = learnt(root / "one")
     assert torch.allclose(two, one, atol=1e-5, rtol=0)
     assert farthest(weights, same) < 1e-5
 
 
 @pytest.mark.slow
-def test_nothing_but_the_counts_of_pixels_is_a_process_its_own(runs):
-    """With counts of all processes the whole batch is learnt; with its own, each weighs its pixels alike."""
-    root, (two, weights) = runs
-    one, other = learnt(root / "one")
-    shared, same = learnt(root / "shared", two=True, also=share_counts)
-    assert torch.allclose(shared, one, atol=1e-5, rtol=0)
-    assert farthest(same, other) < 1e-5
-    assert (two - one).abs().max() > 1e-4
-    assert farthest(weights, other) > 1e-4
+def test_with_counts_of_their_own_they_learn_what_one_does_in_two_parts(runs):
+    """An accumulated part of a batch knows the pixels of no other."""
+    root, (shared, others) = runs
+    two, weights = learnt(root / "own", f"trainer.max_steps={STEPS}", "loss.shared_counts=false", two=True)
+    parts, same = learnt(root / "parts", f"trainer.max_steps={STEPS}", "trainer.accumulate_grad_batches=2")
+    assert len(parts) == 2 * STEPS
+    assert torch.allclose(two, parts.view(-1, 2).mean(1), atol=1e-5, rtol=0)
+    assert farthest(weights, same) < 1e-5
+    assert (two - shared).abs().max() > 1e-4
+    assert farthest(weights, others) > 1e-4
 
 
-def with_statistics(share=print):
+def with_statistics():
     """Take back the first half of what `steady` does."""
     nn.BatchNorm2d.train = nn.Module.train
-    share()
 
 
 @pytest.mark.gpu
@@ -197,7 +167,7 @@ def test_shared_batch_statistics_on_gpus(tmp_path):
     """Two labelled steps, the second of which sees the statistics' gradient."""
     steps = ["trainer.max_steps=3", "pseudo_label.start_step=0", "trainer.accelerator=gpu"]
     one, weights = learnt(tmp_path / "one", *steps, also=with_statistics)
-    two, same = learnt(tmp_path / "two", *steps, two=True, also=partial(with_statistics, share_counts))
+    two, same = learnt(tmp_path / "two", *steps, two=True, also=with_statistics)
     assert torch.allclose(two, one, atol=1e-4, rtol=0)
     assert farthest(weights, same) < 1e-4
 

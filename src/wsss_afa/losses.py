@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels, UserError, inside_box
 
@@ -50,7 +50,7 @@ def balanced_positive_weight(tags: Tensor, most: float = 100.0) -> Tensor:
     return weight.masked_fill(present == 0, 1.0)
 
 
-def balanced_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def balanced_cross_entropy(logits: Tensor, label: Tensor, shared_counts: bool = False) -> Tensor:
     """Half the mean cross-entropy of background pixels plus half that of foreground pixels.
 
     A half without pixels is 0 and has no gradient (in the released program it is NaN).
@@ -58,21 +58,20 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     Args:
         logits: (B, K, h, w), resized to the label's size.
         label: (B, H, W) int64 in [0, C] or 255.
+        shared_counts: the means are over the pixels of all processes, see `AFALoss`.
     """
     logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
     pixels = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (B·H·W, K): a view where logits lie channels last
     label = label.flatten()
     per_pixel = F.cross_entropy(pixels, label, ignore_index=IGNORE_INDEX, reduction="none")
     background = label == 0
-    foreground = ~background & (label != IGNORE_INDEX)
-    return (_masked_mean(per_pixel, background) + _masked_mean(per_pixel, foreground)) / 2
+    halves = torch.stack([background, ~background & (label != IGNORE_INDEX)])
+    counts, processes = _count(halves.sum(1), shared_counts)
+    sums = (per_pixel * halves).sum(1)
+    return processes * (sums / counts.clamp(min=1)).sum() / 2
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def affinity_loss(affinity: Tensor, label: Tensor) -> Tensor:
+def affinity_loss(affinity: Tensor, label: Tensor, shared_counts: bool = False) -> Tensor:
     """Pull pairs of one class to 1 and pairs of two classes to 0 (AFA, equation 5).
 
     ½ Σ₊(1 − A)/(N⁺ + 1) + ½ Σ₋ A/(N⁻ + 1), over the whole batch.
@@ -80,11 +79,40 @@ def affinity_loss(affinity: Tensor, label: Tensor) -> Tensor:
     Args:
         affinity: (B, N, N) in [0, 1].
         label: (B, N, N) int64: 1 same, 0 different, 255 ignored.
+        shared_counts: N⁺ and N⁻ are of all processes, see `AFALoss`.
     """
+    return _pair_means(1 - affinity, affinity, label, shared_counts)
+
+
+def affinity_cross_entropy(logits: Tensor, label: Tensor, shared_counts: bool = False) -> Tensor:
+    """Equation 5 with −log A and −log(1 − A) in the places of 1 − A and A; not the paper's.
+
+    Its gradient in a logit z is A − 1 and A, where that of equation 5 is ∓A(1 − A): a pair that is quite
+    wrong teaches most, instead of nothing.
+
+    Args:
+        logits: (B, N, N), A before the sigmoid.
+        label: (B, N, N) int64: 1 same, 0 different, 255 ignored.
+        shared_counts: N⁺ and N⁻ are of all processes, see `AFALoss`.
+    """
+    return _pair_means(F.softplus(-logits), F.softplus(logits), label, shared_counts)
+
+
+def _pair_means(missed: Tensor, false: Tensor, label: Tensor, shared_counts: bool) -> Tensor:
+    """Half of ``missed`` over the pairs of one class, by N⁺ + 1, and half of ``false`` over the others."""
     same, different = label == 1, label == 0
-    missed = ((1 - affinity) * same).sum() / (same.sum() + 1)
-    false = (affinity * different).sum() / (different.sum() + 1)
-    return (missed + false) / 2
+    counts, processes = _count(torch.stack([same.sum(), different.sum()]), shared_counts)
+    sums = torch.stack([(missed * same).sum(), (false * different).sum()])
+    return processes * (sums / (counts + 1)).sum() / 2
+
+
+def _count(counts: Tensor, shared: bool) -> tuple[Tensor, int]:
+    """Counts of all processes, and their number, for their losses are averaged; or own counts, and 1."""
+    if not (shared and distributed.is_available() and distributed.is_initialized()):
+        return counts, 1
+    counts = counts.clone()
+    distributed.all_reduce(counts)
+    return counts, distributed.get_world_size()
 
 
 class DenseEnergyLoss(nn.Module):
@@ -164,10 +192,18 @@ class DenseEnergyLoss(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """Cross-entropy, for labels that are given: the mean over all labelled pixels of the batch."""
+    """Cross-entropy, for labels that are given: the mean over all labelled pixels of the batch.
+
+    Args:
+        shared_counts: the mean is over the pixels of all processes, see `AFALoss`.
+    """
 
     dense_energy: None = None
     """There is no regulariser."""
+
+    def __init__(self, shared_counts: bool = True):
+        super().__init__()
+        self.shared_counts = shared_counts
 
     def forward(
         self, output: SegmentationLogits, batch: Batch, labels: PseudoLabels, rgb: Tensor | None = None
@@ -186,7 +222,8 @@ class SegmentationLoss(nn.Module):
             output.seg_logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False
         )
         loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
-        loss = loss / (label != IGNORE_INDEX).sum().clamp(min=1)
+        count, processes = _count((label != IGNORE_INDEX).sum(), self.shared_counts)
+        loss = processes * loss / count.clamp(min=1)
         return {"seg": loss, "total": loss}
 
 
@@ -202,6 +239,10 @@ class AFALoss(nn.Module):
             wrong or missing.
         positive_weight: C factors on the classification loss of present classes. Worth trying where a class
             is in few images, and is missed; a configuration's ``balanced`` makes them from the training tags.
+        shared_counts: L_seg and L_aff divide by the pixels and pairs of all processes, so that the mean of
+            the processes' losses is that of the whole batch on one; else each divides by its own, as an
+            accumulated part of a batch does. Processes must then compute the same terms at the same time.
+        affinity_cross_entropy: L_aff is `affinity_cross_entropy` instead of the paper's `affinity_loss`.
 
     Raises:
         UserError: the smoothing is out of its range, or a weight is not positive.
@@ -217,6 +258,8 @@ class AFALoss(nn.Module):
         dense_energy: DenseEnergyLoss | None = None,
         tag_smoothing: float = 0.0,
         positive_weight: Sequence[float] | None = None,
+        shared_counts: bool = True,
+        affinity_cross_entropy: bool = False,
     ):
         super().__init__()
         if not 0 <= tag_smoothing < 1:
@@ -228,10 +271,18 @@ class AFALoss(nn.Module):
         self.register_buffer("positive_weight", factors, persistent=False)
         self.weights = {"cls": 1.0, "seg": seg_weight, "aff": affinity_weight, "reg": reg_weight}
         self.dense_energy = dense_energy
+        self.shared_counts = shared_counts
+        self.affinity_cross_entropy = affinity_cross_entropy
 
     def classification(self, logits: Tensor, class_label: Tensor) -> Tensor:
         """L_cls of logits (B, C) against multi-hot tags (B, C)."""
         return classification_loss(logits, class_label, self.tag_smoothing, self.positive_weight)
+
+    def affinity(self, output: AFAOutput, label: Tensor) -> Tensor:
+        """L_aff of the training pass against the label of pairs (B, N, N)."""
+        if self.affinity_cross_entropy:
+            return affinity_cross_entropy(output.affinity_logits, label, self.shared_counts)
+        return affinity_loss(output.affinity, label, self.shared_counts)
 
     def forward(
         self, output: AFAOutput, batch: Batch, labels: PseudoLabels, rgb: Tensor | None = None
@@ -246,14 +297,14 @@ class AFALoss(nn.Module):
         """
         terms = {"cls": self.classification(output.class_logits, batch["class_label"])}
         if labels.segmentation is not None:
-            terms["seg"] = balanced_cross_entropy(output.seg_logits, labels.segmentation)
+            terms["seg"] = balanced_cross_entropy(output.seg_logits, labels.segmentation, self.shared_counts)
             if self.dense_energy is not None:
                 assert rgb is not None
                 terms["reg"] = self.dense_energy(
                     output.seg_logits, rgb, labels.segmentation, batch["valid_box"]
                 )
         if labels.affinity is not None:
-            terms["aff"] = affinity_loss(output.affinity, labels.affinity)
+            terms["aff"] = self.affinity(output, labels.affinity)
         return terms | {"total": self.total(terms)}
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity bench soak clean
+.PHONY: help demo test check parity bench soak docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ bench: $(VENV)/installed ## Time the parts of a training step, against the slow 
 soak: $(VENV)/installed ## Break training runs at random for some minutes (minutes=40)
 	OMP_NUM_THREADS=1 $(RUN) tests/soak.py minutes=$(or $(minutes),40)
 
+docs: $(VENV)/installed ## Build the site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	@echo "site/index.html; to read while writing: $(RUN) -m mkdocs serve"
+
 clean: ## Remove caches and builds; runs/ and .venv/ stay
-	rm -rf dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

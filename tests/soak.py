@@ -9,6 +9,7 @@ not end with the weights, the optimiser and the numbers of the unbroken run, bit
 
 from __future__ import annotations
 
+import csv
 import itertools
 import multiprocessing
 import os
@@ -99,10 +100,15 @@ def finish(process: ForkServerProcess) -> int:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a finished run leaves, but for paths in it."""
+    """All that a finished run leaves, but for paths in it and what clocks and memory say."""
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step")
-    files = {name: (folder / name).read_text() for name in ("metrics.csv", "metrics.json")}
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [
+            {name: value for name, value in row.items() if not name.startswith("speed/")}
+            for row in csv.DictReader(file)
+        ]
+    files = {"metrics.csv": rows, "metrics.json": (folder / "metrics.json").read_text()}
     return {name: content[name] for name in kept} | files
 
 

@@ -201,6 +201,7 @@ def voc_folder(root: Path, broken: bool = False) -> Path:
 
 VOC_SMALL = [
     "+experiment=voc",
+    "logger=csv",
     "data.num_workers=0",
     "data.batch_size=2",
     "data.crop_size=64",

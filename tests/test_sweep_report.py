@@ -39,7 +39,16 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.num_images=0",
 ]
-GRIDS = {"table1": 6, "table2": 4, "table3": 4, "figure4": 12, "thresholds": 9, "radius": 4, "ablation": 25}
+GRIDS = {
+    "table1": 6,
+    "table2": 4,
+    "table3": 5,
+    "figure4": 12,
+    "thresholds": 9,
+    "radius": 4,
+    "ablation": 25,
+    "affinity_head": 20,
+}
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
@@ -253,7 +262,7 @@ def test_rows_of_tables_2_and_3_are_what_they_are_called(experiment):
     assert labels("table2=afa") == labels("table3=full") == (True, True, False, 1, False)
     assert labels("table2=afa_reg") == (True, True, False, 1, True)
     assert labels("table3=no_propagation") == (True, True, True, 1, False)
-    assert labels("table3=untaught") == (True, True, False, 0, False)
+    assert labels("table3=attention") == labels("table3=untaught") == (True, True, False, 0, False)
 
 
 def test_table_2_with_its_crf_row_in_two_commands(run, tmp_path, monkeypatch):
@@ -300,7 +309,7 @@ def test_tensorboard_gets_the_scores(run, tmp_path):
         "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
     )
     assert run(train, *SMALL, "logger=tensorboard", f"hydra.run.dir={tmp_path}")[0] == 0
-    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     results = json.loads((tmp_path / "metrics.json").read_text())
     (score,) = events.Scalars("val/miou_seg")
     assert round(100 * score.value, 2) == round(results["last"]["val/miou_seg"], 2)

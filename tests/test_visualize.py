@@ -88,13 +88,19 @@ def figure(image) -> Figure:
 
 
 def test_grid(figure, image):
-    assert len(figure.axes) == 4
-    assert [axis.get_title() for axis in figure.axes] == ["image", "label", "", ""]
-    shown = [[picture.get_array() for picture in axis.images] for axis in figure.axes]
-    assert [len(pictures) for pictures in shown] == [1, 1, 1, 0]
-    assert np.array_equal(shown[0][0], image)
-    captions = {text.get_text() for axis in figure.axes for text in axis.texts}
-    assert {"first.jpg", "second.jpg"} <= captions
+    (axis,) = figure.axes
+    shown = [picture.get_array() for picture in axis.images]
+    assert [np.array_equal(pixels, image) for pixels in shown] == [True, False, True]
+    boxes = [picture.get_extent() for picture in axis.images]  # left, right, bottom, top
+    assert boxes[0][1] < boxes[1][0], "side by side"
+    assert boxes[0][2:] == boxes[1][2:]
+    assert boxes[2][3] < boxes[0][2], "below"
+    for left, right, bottom, top in boxes:
+        assert (top - bottom) / (right - left) == pytest.approx(4 / 5), "not distorted"
+    words = {text.get_text(): text.get_position() for text in axis.texts}
+    assert list(words) == ["image", "label", "first.jpg", "second.jpg"]
+    assert words["image"][1] > boxes[0][3]
+    assert boxes[2][3] < words["first.jpg"][1] < boxes[0][2]
 
 
 def test_legend(figure):

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from wsss_afa.config import CONFIG_DIR
+from wsss_afa.help_page import help_page
 from wsss_afa.types import UserError
 
 
@@ -51,6 +52,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
             _quieten()
             try:
+                if {"-h", "--help"} & set(sys.argv[1:]):
+                    print(help_page(config_name, [word for word in sys.argv[1:] if not word.startswith("-")]))
+                    return
                 hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
             except _MISTAKES as error:
                 _stop(error, config_name)
@@ -64,8 +68,17 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
     return decorate
 
 
-_MISTAKES = (UserError, HydraException, OmegaConfBaseException)
+_MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)
 """What may be a mistake of the user."""
+_EXTRAS = {
+    "tensorboard": "tensorboard",
+    "onnxscript": "export",
+    "onnx": "export",
+    "optuna": "sweep",
+    "joblib": "sweep",
+    "submitit": "sweep",
+}
+"""The extra of ours that brings an optional package."""
 
 
 def _stop(error: Exception, config_name: str) -> NoReturn:
@@ -77,19 +90,22 @@ def _stop(error: Exception, config_name: str) -> NoReturn:
 
 def _quieten() -> None:
     """Keep Lightning's advertisements and notes about itself out of the output."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our error says what its warnings say
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # it is the run's folder
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # 3×3 kernels are small
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # scores are of all processes already
 
 
 def _message(error: Exception, config_name: str) -> str | None:
     """One line for what the user can mend, or None for a bug of ours."""
     if isinstance(error, UserError):
         return str(error).strip().splitlines()[-1].removeprefix("wsss_afa.types.UserError: ")
-    if isinstance(error, InstantiationException):
-        return _construction(error)
+    if isinstance(error, InstantiationException | ImportError):
+        return _package(error) or _construction(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{str(error).splitlines()[0]}: give it on the command line, as in {error.full_key}=VALUE"
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
@@ -97,7 +113,23 @@ def _message(error: Exception, config_name: str) -> str | None:
     return " ".join(str(error).split())
 
 
-def _construction(error: InstantiationException) -> str | None:
+def _package(error: BaseException) -> str | None:
+    """What to install for a module that is missing somewhere among the causes."""
+    missing: BaseException | None = error
+    while missing is not None and not isinstance(missing, ImportError):
+        missing = missing.__cause__ or missing.__context__
+    if missing is None:
+        return None
+    name = (missing.name or "").partition(".")[0]
+    extra = next((extra for package, extra in _EXTRAS.items() if package in f"{name} {missing}"), None)
+    if extra is None and (isinstance(error, ImportError) or name in ("", "wsss_afa")):
+        return None
+    key = re.search(r"full_key: (\S+)", str(error))
+    package = f"'wsss-afa[{extra}]'" if extra else name
+    return f"{key[1] if key else 'this'} needs a package that is not installed: pip install {package}"
+
+
+def _construction(error: Exception) -> str | None:
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
@@ -113,6 +145,8 @@ def _construction(error: InstantiationException) -> str | None:
 def _override(error: Exception, config_name: str) -> str:
     """What is wrong with an override, and the nearest setting that exists."""
     text = " ".join(str(error).split())
+    if plugin := re.search(r"Could not find '(hydra/\w+)/((?:optuna|joblib|submitit)\w*)'", text):
+        return f"{plugin[1]}={plugin[2]} needs a package that is not installed: pip install 'wsss-afa[sweep]'"
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
         return text

@@ -3,11 +3,11 @@
 The exported network takes photographs as they are decoded, uint8 RGB (B, 3, H, W), any number and size; it
 normalises them itself. One pass at native size makes, by name:
 
-===========  ============  ====================================================================
-probability  (B, K, H, W)  of background and classes, in [0, 1]       part=segmentation and all
-cam          (B, C, H, W)  activation maps, one scale, in [0, 1]      part=cam and all
-score        (B, C)        whether a class is in the image, in [0, 1] part=cam and all
-===========  ============  ====================================================================
+| output | shape | | `part=` |
+|---|---|---|---|
+| probability | (B, K, H, W) | of background and classes, in [0, 1] | segmentation, all |
+| cam | (B, C, H, W) | activation maps, one scale, in [0, 1] | cam, all |
+| score | (B, C) | whether a class is in the image, in [0, 1] | cam, all |
 
 Class names, palette, normalisation and what has been done to the image travel in the file.
 """

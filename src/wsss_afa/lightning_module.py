@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsss_afa.checkpoint import RECIPE_KEY, Recipe
 from wsss_afa.losses import AFALoss, SegmentationLoss
-from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision
+from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision, describe_labels
 from wsss_afa.models.afa import AFANet, parameter_kinds
 from wsss_afa.models.segmentation_net import SegmentationNet
 from wsss_afa.ops.given_label import GivenLabels
@@ -145,17 +145,18 @@ class AFALightningModule(L.LightningModule):
         named = {f"train/loss_{name}": value.detach() for name, value in terms.items() if name != "total"}
         self.log_dict(named)
         self.log("train/loss", terms["total"].detach(), prog_bar=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True)
+        groups = self.trainer.optimizers[0].param_groups
+        self.log("lr", groups[0]["lr"], prog_bar=True, logger=False)
+        if is_logged(self.trainer, self.global_step):
+            self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
 
     def _log_labels(self, labels: PseudoLabels, output: AFAOutput) -> None:
-        """Shares of pixels in the pseudo label, and how often affinity is wrong about it."""
-        segmentation = labels.segmentation
-        assert segmentation is not None
-        self.log("train/ignored_pixels", (segmentation == IGNORE_INDEX).float().mean())
-        self.log("train/background_pixels", (segmentation == 0).float().mean())
-        if labels.affinity is not None:
-            affinity = output.affinity.detach()
-            same, different = labels.affinity == 1, labels.affinity == 0
-            missed = ((1 - affinity) * same).sum() / same.sum().clamp(min=1)
-            self.log("train/false_affinity", (affinity * different).sum() / different.sum().clamp(min=1))
-            self.log("train/missed_affinity", missed)
+        if is_logged(self.trainer, self.global_step):
+            shares = describe_labels(labels, None if labels.affinity is None else output.affinity)
+            self.log_dict({f"train/{name}": share for name, share in shares.items()})
+
+
+def is_logged(trainer: L.Trainer, step: int) -> bool:
+    """Whether the values of a step (counted from 0) go to the loggers."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a part of the trainer sets it
+    return every > 0 and (step + 1) % every == 0

@@ -44,6 +44,10 @@ def balanced_positive_weight(tags: Tensor, most: float = 100.0) -> Tensor:
     Args:
         tags: (n, C) of all training images.
         most: bound that keeps a class of few images from shaking the training.
+
+    Examples:
+        >>> balanced_positive_weight(torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0]]))
+        tensor([0.3333, 3.0000])
     """
     present = tags.float().sum(0)
     weight = ((len(tags) - present) / present.clamp(min=1)).clamp(1 / most, most)

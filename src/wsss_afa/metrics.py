@@ -12,6 +12,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 
+_SATURATED = 0.02
+"""Affinity this near to 0 or 1 has next to no gradient."""
+
 
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
     """Confusion matrix (K, K) int64: pixels of each true class, by row, and predicted class.
@@ -20,6 +23,11 @@ def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
         prediction: int64 in [0, C], of any shape.
         target: of the same shape, in [0, C], or 255 where nothing counts.
         num_outputs: K, background included.
+
+    Examples:
+        >>> count_pairs(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 255]), num_outputs=2)
+        tensor([[1, 1],
+                [0, 1]])
     """
     rows = torch.where(target == IGNORE_INDEX, num_outputs, target)  # a row of their own, which is cut off
     pairs = torch.bincount(
@@ -29,7 +37,12 @@ def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
 
 
 def class_iou(confusion: Tensor) -> Tensor:
-    """Intersection over union (K,) float64 in [0, 1] of a confusion matrix; NaN without a true pixel."""
+    """Intersection over union (K,) float64 in [0, 1] of a confusion matrix; NaN without a true pixel.
+
+    Examples:
+        >>> class_iou(torch.tensor([[3, 1], [0, 4]]))
+        tensor([0.7500, 0.8000], dtype=torch.float64)
+    """
     counts = confusion.double()
     hits, truth = counts.diag(), counts.sum(1)
     iou = hits / (truth + counts.sum(0) - hits)
@@ -42,7 +55,7 @@ class SegmentationMetrics(Metric):
     Args:
         num_outputs: K, background included.
 
-    Example:
+    Examples:
         >>> metric = SegmentationMetrics(num_outputs=2)
         >>> metric.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]]))
         >>> metric.compute()["miou"]
@@ -79,7 +92,7 @@ class SegmentationMetrics(Metric):
 class TagAveragePrecision(Metric):
     """Average precision of each class's logits, and its mean; classes that no image has are left out.
 
-    Example:
+    Examples:
         >>> metric = TagAveragePrecision()
         >>> metric.update(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[1, 0], [0, 0]]))
         >>> metric.compute()["map"]
@@ -120,7 +133,9 @@ def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dic
     Shares of pixels are ``ignored_pixels``, ``background_pixels`` and ``foreground_pixels``. With affinity
     labels there are, as shares of all N² pairs, ``positive_pairs`` and ``negative_pairs`` (the rest is
     ignored), the mean affinity of negative pairs, ``false_affinity``, and one minus that of positive ones,
-    ``missed_affinity``; both are 0 where there is no such pair.
+    ``missed_affinity``. ``saturated_affinity`` is the share of labelled pairs whose affinity is below 0.02 or
+    above 0.98, right or wrong: there the sigmoid has less than 8 % of its steepest slope. All three are 0
+    where there is no such pair.
 
     Args:
         labels: of the step; there is a segmentation.
@@ -138,10 +153,12 @@ def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dic
         return shares
     assert affinity is not None
     same, different = labels.affinity == 1, labels.affinity == 0
-    affinity = affinity.detach()
+    labelled, affinity = same | different, affinity.detach()
+    saturated = (affinity < _SATURATED) | (affinity > 1 - _SATURATED)
     return shares | {
         "positive_pairs": same.float().mean(),
         "negative_pairs": different.float().mean(),
         "false_affinity": (affinity * different).sum() / different.sum().clamp(min=1),
         "missed_affinity": ((1 - affinity) * same).sum() / same.sum().clamp(min=1),
+        "saturated_affinity": (saturated & labelled).sum() / labelled.sum().clamp(min=1),
     }

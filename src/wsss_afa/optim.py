@@ -18,6 +18,11 @@ def warmup_poly(warmup_steps: int, max_steps: int, power: float) -> Callable[[in
     """Multiplier of the learning rate at step t, counted from 0.
 
     t < warm-up: 1 − (1 − t/warm-up)(1 − 1e-6), from 1e-6 up to 1; then (1 − t/T)^power down to 0.
+
+    Examples:
+        >>> multiplier = warmup_poly(warmup_steps=10, max_steps=100, power=1.0)
+        >>> [round(multiplier(step), 3) for step in (0, 5, 10, 50, 100)]
+        [0.0, 0.5, 0.9, 0.5, 0.0]
     """
 
     def multiplier(step: int) -> float:

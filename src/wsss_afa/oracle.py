@@ -1,7 +1,7 @@
 """What refinement and propagation can give: ``python -m wsss_afa.oracle data=voc data.root=…``.
 
 No network takes part. Maps are made from the true masks, as coarse as activation maps, and so is affinity,
-wrong to a known share; what PAR, a dense CRF and the random walk make of them is scored on the masks::
+wrong to a known share; what PAR, a dense CRF and the random walk make of them is scored on the masks:
 
     refinement    maps of several coarseness: thresholded, after PAR, after a CRF, after both
     par           one map, over dilations, iterations and size of PAR (AFA, figure 4)

@@ -19,7 +19,7 @@ from wsss_afa.ops.cam import normalize_cam
 from wsss_afa.types import IGNORE_INDEX, Sample
 
 KINDS = ("faint", "random", "border")
-"""How affinity may be wrong, see :meth:`Scene.affinity`."""
+"""How affinity may be wrong, see `Scene.affinity`."""
 _LUMP = 1.0
 """Standard deviation, in cells, of what makes the dropped parts hang together."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
-import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from wsss_afa.checkpointing import SETTINGS_KEY
+from wsss_afa.data.whole_file import write_whole
 
 _FREE = (
     "data.root",
@@ -67,7 +68,7 @@ class StepSeeds(Callback):
 
 
 class RunRecord(Callback):
-    """Write ``run.json``: seeds, versions, device, and where the run was resumed; settings into checkpoints.
+    """Write ``run.json``: seeds, versions, commit, device, where it resumed; settings into checkpoints.
 
     Args:
         directory: The run's folder.
@@ -92,17 +93,29 @@ class RunRecord(Callback):
             "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__}
             | {"lightning": L.__version__, "numpy": np.__version__},
+            "commit": source_commit(),
             "started_at_step": [*starts, trainer.global_step] if trainer.global_step else [0],
         }
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(self.path)
+        write_whole(self.path, json.dumps(record, indent=2) + "\n")
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the settings."""
         checkpoint[SETTINGS_KEY] = self.settings
+
+
+def source_commit() -> str | None:
+    """Git commit of the package's sources, ``-dirty`` where they differ from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 class KeepMetrics(Callback):
@@ -123,9 +136,7 @@ class KeepMetrics(Callback):
 
     @rank_zero_only
     def _put_aside(self) -> None:
-        partial = self._copy.with_suffix(".partial")
-        shutil.copyfile(self.path, partial)
-        partial.replace(self._copy)
+        write_whole(self._copy, self.path.read_bytes())
 
     def state_dict(self) -> dict[str, Any]:
         """How many rows there are."""

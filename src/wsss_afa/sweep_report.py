@@ -21,6 +21,7 @@ from rich.console import Console
 from wsss_afa.callbacks import COLUMNS
 from wsss_afa.cli import entry_point
 from wsss_afa.data.whole_file import write_whole
+from wsss_afa.sweep_curves import draw_curves
 from wsss_afa.sweep_runs import Run, Sweep, find_runs, label
 from wsss_afa.types import UserError
 from wsss_afa.visualize import save_figure
@@ -219,10 +220,16 @@ def main(cfg: DictConfig) -> float:
     problems = [*sweep.missing, *problems]
     out = folders[0] if cfg.out is None else Path(cfg.out)
     text = write_markdown(rows, problems)
+    curves = None
+    if cfg.curves:
+        folders_of = {row.title: [run.folder for run in row.runs.values()] for row in rows}
+        curves = draw_curves(folders_of, cfg.curves)
     try:
         write_whole(out / f"{FILE}.md", text)
         write_whole(out / f"{FILE}.csv", write_csv(rows))
         save_figure(draw_rows(rows, cfg.plot), out / f"{FILE}.png")
+        if curves is not None:
+            save_figure(curves, out / f"{FILE}_curves.png")
     except OSError as error:
         raise UserError(f"out={out} cannot be written ({error}): choose another folder") from error
     console = Console()

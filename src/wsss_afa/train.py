@@ -17,6 +17,7 @@ from wsss_afa.allocator import keep_freed_memory
 from wsss_afa.checkpoint import Recipe, build
 from wsss_afa.checkpointing import DurableCheckpointIO, resume_point
 from wsss_afa.cli import entry_point
+from wsss_afa.dashboard import Dashboard
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.faults import RESUME_HINT, explain, tolerate
 from wsss_afa.lightning_module import AFALightningModule
@@ -24,6 +25,7 @@ from wsss_afa.losses import AFALoss, SegmentationLoss, balanced_positive_weight
 from wsss_afa.ops.given_label import GivenLabels
 from wsss_afa.processes import guard
 from wsss_afa.reproducibility import RunRecord, binding_settings
+from wsss_afa.summary import Summary
 from wsss_afa.types import MEAN, STD, UserError
 
 
@@ -126,7 +128,8 @@ def main(cfg: DictConfig) -> float:
     """Train and return the best monitored score, in [0, 1], for sweeps."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.formatwarning = lambda message, *_, **__: f"warning   {message}\n"  # one line, no source
-    settings = binding_settings(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    settings = binding_settings(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = resume_point(cfg.resume, folder / "checkpoints", settings)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -143,7 +146,9 @@ def main(cfg: DictConfig) -> float:
     module = AFALightningModule(net, labeler, recipe, make_loss(cfg, data), instantiate(cfg.optim))
     if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
         cfg.callbacks.best.monitor = "val/map_cls"
-    trainer = make_trainer(cfg, RunRecord(str(folder), settings))
+    hydra = HydraConfig.get()
+    summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
+    trainer = make_trainer(cfg, RunRecord(str(folder), settings), Dashboard(str(folder), config), summary)
     fit(trainer, module, data, start)
     return best_score(trainer)
 

@@ -2,16 +2,16 @@
 
 Shape legend, used in every file:
 
-====  =======================================================================
-B     batch
-C     foreground classes (``num_classes``)
-K     C + 1: background is class 0, foreground class c is c + 1
-H, W  image (crop) in pixels
-h, w  token grid of the last stage, H/16 and W/16
-N     tokens, h * w
-M     attention heads handed to the affinity head
-box   valid part of a crop: top, bottom, left, right in pixels, half open
-====  =======================================================================
+| | |
+|---|---|
+| B | batch |
+| C | foreground classes (`num_classes`) |
+| K | C + 1: background is class 0, foreground class c is c + 1 |
+| H, W | image (crop) in pixels |
+| h, w | token grid of the last stage, H/16 and W/16 |
+| N | tokens, h · w |
+| M | attention heads handed to the affinity head |
+| box | valid part of a crop: top, bottom, left, right in pixels, half open |
 """
 
 from __future__ import annotations
@@ -103,10 +103,15 @@ class AFAOutput(NamedTuple):
     """(B, C)."""
     seg_logits: Tensor
     """(B, K, H/4, W/4)."""
-    affinity: Tensor
-    """(B, N, N) in [0, 1], symmetric."""
+    affinity_logits: Tensor
+    """(B, N, N) symmetric."""
     activation: Activation
     """Raw map and tokens of this pass."""
+
+    @property
+    def affinity(self) -> Tensor:
+        """(B, N, N) in [0, 1], symmetric."""
+        return self.affinity_logits.sigmoid()
 
 
 class PseudoLabels(NamedTuple):
@@ -119,7 +124,13 @@ class PseudoLabels(NamedTuple):
 
 
 def inside_box(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels (B, H, W) bool of a canvas of ``size`` (H, W) that lie inside each image's box (B, 4)."""
+    """Pixels (B, H, W) bool of a canvas of ``size`` (H, W) that lie inside each image's box (B, 4).
+
+    Examples:
+        >>> inside_box(torch.tensor([[0, 1, 1, 3]]), (2, 3)).int()
+        tensor([[[0, 1, 1],
+                 [0, 0, 0]]], dtype=torch.int32)
+    """
     rows = torch.arange(size[0], device=box.device)
     columns = torch.arange(size[1], device=box.device)
     inside_rows = (rows >= box[:, 0, None]) & (rows < box[:, 1, None])  # (B, H)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
@@ -21,6 +23,25 @@ from wsss_afa.types import IGNORE_INDEX
 
 _CELL = 1.7
 """Side of a picture in inches, at 100 dots per inch."""
+_GAP = 0.04
+"""Left and right of a picture in inches."""
+_LINE = 0.25
+"""Height of a line of text in inches."""
+_ENTRY = 1.25
+"""Width of an entry of a legend in inches."""
+
+
+class Scene(NamedTuple):
+    """One image and what was made of it."""
+
+    caption: str
+    """Name of the image and its classes."""
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    layers: dict[str, NDArray[Any]]
+    """By title: heat maps (H, W) float in [0, 1] and labels (H, W) integer in [0, C] or 255."""
+    point: tuple[int, int] | None = None
+    """Row and column of the pixel that the maps belong to, if it is one."""
 
 
 class Panel(NamedTuple):
@@ -59,6 +80,60 @@ def paint_heat(image: NDArray[np.uint8], heat: NDArray[np.floating], alpha: floa
     colours = colormaps["jet"](heat)[..., :3] * 255
     mixed: NDArray[np.uint8] = (image * (1 - alpha) + colours * alpha).round().astype(np.uint8)
     return mixed
+
+
+def paint_scene(scene: Scene) -> list[Panel]:
+    """The image, then each of its layers laid over it; its point is marked in all of them."""
+    panels = [Panel("image", scene.image)]
+    for title, layer in scene.layers.items():
+        paint = paint_heat if np.issubdtype(layer.dtype, np.floating) else paint_label
+        panels.append(Panel(title, paint(scene.image, layer)))
+    if scene.point is not None:
+        panels = [panel._replace(pixels=mark_point(panel.pixels, scene.point)) for panel in panels]
+    return panels
+
+
+def mark_point(pixels: NDArray[np.uint8], point: tuple[int, int]) -> NDArray[np.uint8]:
+    """A copy of a picture (H, W, 3) with a white cross in a black rim at a pixel (row, column)."""
+    marked = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(marked)
+    (y, x), unit = point, max(1, round(max(pixels.shape[:2]) / 96))
+    for colour, length, half in (("black", 4 * unit, unit), ("white", 3 * unit, unit // 2)):
+        draw.rectangle((x - length, y - half, x + length, y + half), fill=colour)
+        draw.rectangle((x - half, y - length, x + half, y + length), fill=colour)
+    return np.array(marked)
+
+
+def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figure:
+    """Draw which class each class's pixels are taken for, in shares of its row.
+
+    Args:
+        confusion: (K, K) pixels, true classes in rows; a row without any stays grey.
+        names: K, background included.
+    """
+    with np.errstate(invalid="ignore"):
+        share = confusion / confusion.sum(1, keepdims=True)
+    side = min(12.0, 3.0 + 0.3 * len(names))
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.set_facecolor("lightgrey")
+    shown = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    size = max(4.0, min(9.0, 400 / len(names)))
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    figure.colorbar(shown, ax=axis, shrink=0.7, label="share of the true class's pixels")
+    return figure
+
+
+def to_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as a picture (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    with _missing_glyphs():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def add_legend(picture: NDArray[np.uint8], classes: Sequence[tuple[int, str]]) -> NDArray[np.uint8]:
@@ -107,26 +182,29 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
         classes: label and name of the classes in the legend.
     """
     columns = max(len(panels) for _, panels in rows)
-    aspects = [panels[0].pixels.shape[0] / panels[0].pixels.shape[1] for _, panels in rows]
-    size = (_CELL * columns, sum(_CELL * aspect + 0.25 for aspect in aspects) + 0.7)
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=aspects)
-    for row, (caption, panels) in enumerate(rows):
-        for axis, panel in zip(axes[row], panels, strict=False):
-            axis.imshow(panel.pixels, interpolation="nearest")
-            axis.set_title(panel.title if row == 0 else "", fontsize=9)
-        for axis in axes[row]:
-            axis.set_axis_off()
-        corner = axes[row, 0]
-        text = corner.text(0, -0.03, caption, transform=corner.transAxes, fontsize=8, va="top")
-        text.set_in_layout(False)  # a long caption runs on under the next panels
+    inner = _CELL - 2 * _GAP
+    heights = [inner * panels[0].pixels.shape[0] / panels[0].pixels.shape[1] for _, panels in rows]
     palette = voc_palette() / 255
     handles = [Patch(color=palette[label], label=name) for label, name in classes]
     handles.append(Patch(facecolor="white", edgecolor="grey", label="ignored"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False
-    )
+    in_line = max(1, min(len(handles), int(_CELL * columns / _ENTRY)))
+    foot = _LINE * (-(-len(handles) // in_line) + 0.5)
+    width, top = _CELL * columns, _LINE + sum(height + _LINE for height in heights) + foot
+    figure = Figure(figsize=(width, round(top, 2) + 1e-3), dpi=100)
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, top), autoscale_on=False)  # one costs 8 ms
+    axis.set_axis_off()
+    edge = top - _LINE
+    for column, panel in enumerate(rows[0][1]):
+        axis.text((column + 0.5) * _CELL, edge + 0.05, panel.title, fontsize=9, ha="center")
+    for height, (caption, panels) in zip(heights, rows, strict=True):
+        for column, panel in enumerate(panels):
+            left = column * _CELL + _GAP
+            extent = (left, left + inner, edge - height, edge)
+            axis.imshow(panel.pixels, interpolation="nearest", aspect="auto", extent=extent)
+        edge -= height + _LINE
+        axis.text(_GAP, edge + _LINE - 0.05, caption, fontsize=8, va="top", parse_math=False)
+    figure.legend(handles=handles, loc="lower center", ncols=in_line, fontsize=8, frameon=False)
     return figure
 
 
@@ -176,7 +254,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG; a file of that name appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with warnings.catch_warnings():  # names of classes may be in a script that the font lacks
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with _missing_glyphs():
         figure.savefig(partial, format="png")
     partial.replace(path)
+
+
+@contextmanager
+def _missing_glyphs() -> Iterator[None]:
+    """Be silent where names of classes are in a script that the font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield

@@ -90,6 +90,11 @@ class AFADataModule(L.LightningDataModule, ABC):
         assert self._train is not None, "setup('fit') comes first"
         return self._train.labels
 
+    @property
+    def num_val_images(self) -> int:
+        """Validation images; 0 where no validation is set up."""
+        return 0 if self._val is None else len(self._val)
+
     @abstractmethod
     def make_train_set(self) -> SampleSet:
         """The training images, without masks."""

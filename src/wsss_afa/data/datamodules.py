@@ -15,9 +15,10 @@ from wsss_afa.types import UserError
 class VOCDataModule(AFADataModule):
     """PASCAL VOC 2012, or any folder in its layout.
 
+    Settings that are not named below are those of ``AFADataModule``.
+
     Args:
         root: The folder ``VOC2012`` with ``JPEGImages``.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
         train_split: List of training images.
         val_split: List of validation images.
 
@@ -59,9 +60,10 @@ class VOCDataModule(AFADataModule):
 class COCODataModule(AFADataModule):
     """MS COCO, 2014 or 2017.
 
+    Settings that are not named below are those of ``AFADataModule``.
+
     Args:
         root: The folder with ``annotations`` and the image folders.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
         year: 2014 or 2017; None takes what is there, 2014 first.
         cache_dir: Where rasterised masks are kept; None is ``~/.cache/wsss_afa``.
 
@@ -103,6 +105,8 @@ class COCODataModule(AFADataModule):
 class FolderDataModule(AFADataModule):
     """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
 
+    Settings that are not named below are those of ``AFADataModule``.
+
     Args:
         root: The folder.
         labels: Tag file, relative to the root; None finds it.
@@ -111,7 +115,6 @@ class FolderDataModule(AFADataModule):
         split_seed: Of that choice, apart from ``seed``: runs of other seeds validate on the same photos.
         ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
         max_side: Photos with a longer side in pixels are reduced to it; None keeps their size.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
 
     Raises:
         UserError: A value is out of its range, or the folder cannot be read without guessing.
@@ -163,6 +166,8 @@ class FolderDataModule(AFADataModule):
 class SyntheticDataModule(AFADataModule):
     """Generated scenes of textured shapes: no files.
 
+    Settings that are not named below are those of ``AFADataModule``.
+
     Args:
         image_size: Side of a scene in pixels.
         num_classes: 1 to 8 shapes.
@@ -171,7 +176,6 @@ class SyntheticDataModule(AFADataModule):
         hue_probability: Difficulty, in [0, 1]: how often an object has its class's hue.
         max_objects: Most objects in a scene.
         scene_seed: Of the scenes, apart from ``seed``: runs of other seeds see the same data.
-        batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken: As in ``AFADataModule``.
 
     Raises:
         UserError: A value is out of its range.

@@ -17,10 +17,11 @@ class StreamingDataModule(AFADataModule):
     Images are drawn from a window of shards, each once an epoch; drawing rare classes more often would need
     all tags in memory, so ``balanced`` is no setting here.
 
+    Settings that are not named below are those of ``AFADataModule``.
+
     Args:
         root: Folder or URL with the manifest; of URLs fsspec knows http, s3, gs and others.
         window: Shards that are mixed at a time: more mix better and touch more files.
-        batch_size, crop_size, num_workers, scale, flip, seed, skip_broken: As in ``AFADataModule``.
 
     Raises:
         UserError: A value is out of its range, or there is no manifest; from ``setup``, a split or, on a

@@ -37,12 +37,16 @@ class AffinityHead(nn.Module):
 
     def forward(self, tokens: AffinityTokens) -> Tensor:
         """Return the affinity (B, N, N) in [0, 1], symmetric."""
+        return self.logits(tokens).sigmoid()
+
+    def logits(self, tokens: AffinityTokens) -> Tensor:
+        """The affinity (B, N, N) before the sigmoid."""
         with torch.autocast(tokens.queries[0].device.type, enabled=False):
             queries = torch.cat(tokens.queries, dim=1).float()  # (B, M, N, d)
             keys = torch.cat(tokens.keys, dim=1).float()
             queries = (queries * self.weight[:, None, None]).transpose(1, 2).flatten(2)  # (B, N, M·d)
             logits = queries @ keys.transpose(1, 2).flatten(2).mT  # (B, N, N)
-            return torch.sigmoid(logits + logits.mT + self.bias)
+            return logits + logits.mT + self.bias
 
 
 class AFANet(nn.Module):
@@ -84,7 +88,7 @@ class AFANet(nn.Module):
         return AFAOutput(
             class_logits=self.class_logits(encoded.features[-1]),
             seg_logits=self.decoder(encoded.features),
-            affinity=self.affinity_head(
+            affinity_logits=self.affinity_head.logits(
                 activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)
             ),
             activation=activation,

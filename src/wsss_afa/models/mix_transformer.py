@@ -280,6 +280,11 @@ def mix_transformer(
 
     Raises:
         UserError: unknown variant, not four strides, or weights that cannot be had or do not fit.
+
+    Examples:
+        >>> encoded = mix_transformer("tiny")(torch.zeros(1, 3, 64, 96))
+        >>> [tuple(feature.shape[1:]) for feature in encoded.features]
+        [(24, 16, 24), (48, 8, 12), (96, 4, 6), (160, 4, 6)]
     """
     if variant not in VARIANTS:
         raise UserError(f"variant={variant} is not known; need one of {', '.join(VARIANTS)}: set variant=b1")

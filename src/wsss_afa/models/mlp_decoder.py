@@ -22,6 +22,11 @@ class MLPDecoder(nn.Module):
         num_outputs: K, background included.
         dim: width of the head.
         dropout: share of channels dropped before the last layer, in training.
+
+    Examples:
+        >>> features = [torch.zeros(2, 8, 16, 16), torch.zeros(2, 12, 8, 8)]
+        >>> MLPDecoder(in_channels=[8, 12], num_outputs=21)(features).shape
+        torch.Size([2, 21, 16, 16])
     """
 
     def __init__(self, in_channels: Sequence[int], num_outputs: int, dim: int = 256, dropout: float = 0.1):

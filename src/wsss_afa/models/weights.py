@@ -1,6 +1,6 @@
 """Published checkpoints: their names → ours, as pure functions over state dictionaries, and reading files.
 
-Names in, names out (i: stage from 0, j: block)::
+Names in, names out (i: stage from 0, j: block):
 
     NVIDIA            patch_embed{i+1}.  block{i+1}.{j}.  norm{i+1}.                   head.
     Hugging Face      patch_embeddings.{i}.  block.{i}.{j}.  layer_norm.{i}.           classifier.

@@ -23,6 +23,13 @@ def radius_mask(height: int, width: int, radius: int, device: torch.device | Non
 
     Returns:
         (N, N) bool, symmetric, true on the diagonal; do not write into it.
+
+    Examples:
+        >>> radius_mask(1, 4, radius=1).int()
+        tensor([[1, 1, 0, 0],
+                [1, 1, 1, 0],
+                [0, 1, 1, 1],
+                [0, 0, 1, 1]], dtype=torch.int32)
     """
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
@@ -43,6 +50,13 @@ def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
 
     Returns:
         (B, N, N) int64: 1 same class, 0 different, 255 where either token is 255 or they are too far apart.
+
+    Examples:
+        >>> affinity_label(torch.tensor([[[3, 3, 0, 255]]]), grid=(1, 4), radius=2)
+        tensor([[[  1,   1,   0, 255],
+                 [  1,   1,   0, 255],
+                 [  0,   0,   1, 255],
+                 [255, 255, 255, 255]]])
     """
     tokens = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1).long()  # (B, N)
     pairs = (tokens[:, :, None] == tokens[:, None, :]).long()

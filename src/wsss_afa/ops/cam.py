@@ -30,6 +30,10 @@ def normalize_cam(cam: Tensor) -> Tensor:
 
     Args:
         cam: (B, C, H, W), any range.
+
+    Examples:
+        >>> normalize_cam(torch.tensor([[[[-2.0, 0.0, 2.0]]]]))
+        tensor([[[[0.0000, 0.5000, 1.0000]]]])
     """
     cam = cam - cam.amin((-2, -1), keepdim=True)
     return cam / (cam.amax((-2, -1), keepdim=True) + 1e-5)

@@ -35,7 +35,7 @@ class ExactKernel(NamedTuple):
     """The kernel K_ij = exp(−|f_i − f_j|² / 2), times factors, without ever holding its N² entries.
 
     Fused attention yields its rows divided by their sums: with q_i = (f_i, −|f_i|²/2, 1) and
-    k_j = (f_j, 1, −|f_j|²/2), q_i·k_j is the kernel's logarithm. Made by :func:`exact_kernel`.
+    k_j = (f_j, 1, −|f_j|²/2), q_i·k_j is the kernel's logarithm. Made by `exact_kernel`.
     """
 
     query: Tensor

@@ -1,6 +1,6 @@
 """Labels of whole images from a trained network and the images' tags, one for each background score.
 
-A label is the best of background and the image's own classes; what differs is where their scores come from::
+A label is the best of background and the image's own classes; what differs is where their scores come from:
 
     cam        activation map against a constant β
     par        their soft-max, refined (AFA, section 3.4)
@@ -93,7 +93,7 @@ class LabelSource(nn.Module):
             rgb, own_tags = to_rgb(image, labeler.mean, labeler.std), own_classes(tags)
             if self.source == "par":
                 return labeler.refined_maps(rgb, activation.cam, own_tags, backgrounds)
-            affinity = net.affinity_head(activation.tokens)
+            affinity = labeler.affinity(net, activation.tokens)
             maps = labeler.propagated_maps(activation, affinity, own_tags, backgrounds)
             return labeler.refine_in_box(rgb, maps, batch["valid_box"])
 

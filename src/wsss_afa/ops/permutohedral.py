@@ -53,7 +53,7 @@ class SparseRows(NamedTuple):
 
 
 class PermutohedralLattice(NamedTuple):
-    """A Gaussian kernel between N pixels, but for a constant factor. Made by :func:`lattice`."""
+    """A Gaussian kernel between N pixels, but for a constant factor. Made by `lattice`."""
 
     splat: SparseRows
     """(P, N)."""

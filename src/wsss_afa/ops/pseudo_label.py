@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.ops.affinity import affinity_label
+from wsss_afa.ops.attention import attention_affinity
 from wsss_afa.ops.boxes import resize_boxes
 from wsss_afa.ops.cam import Localizer, MultiScaleCAM
 from wsss_afa.ops.par import PixelAdaptiveRefinement
@@ -29,6 +30,7 @@ from wsss_afa.types import (
     STD,
     Activation,
     AFAOutput,
+    AffinityTokens,
     Batch,
     PseudoLabels,
     UserError,
@@ -97,6 +99,10 @@ def cam_label(cam: Tensor, class_label: Tensor, low: float, high: float) -> Tens
 
     Returns:
         (B, H, W) int64 in [0, C] or 255.
+
+    Examples:
+        >>> cam_label(torch.tensor([[[[0.2, 0.5, 0.9]]]]), torch.ones(1, 1), low=0.35, high=0.55)
+        tensor([[[  0, 255,   1]]])
     """
     score, best = (cam * class_label[:, :, None, None]).max(dim=1)
     label = (best + 1).masked_fill_(score <= high, IGNORE_INDEX)
@@ -109,6 +115,10 @@ def merge_thresholds(low: Tensor, high: Tensor) -> Tensor:
     Args:
         low: (B, H, W) int64 label made with the low background score.
         high: (B, H, W) int64 label made with the high background score.
+
+    Examples:
+        >>> merge_thresholds(low=torch.tensor([[[2, 2, 0]]]), high=torch.tensor([[[2, 0, 0]]]))
+        tensor([[[  2, 255,   0]]])
     """
     label = high.masked_fill(high == 0, IGNORE_INDEX)
     return label.masked_fill_((high == 0) & (low == 0), 0)
@@ -151,6 +161,7 @@ class PseudoLabeler(nn.Module):
         reuse_training_pass: the training pass's own features serve as the un-mirrored map of scale 1. The
             released program passes the image again, which differs by drop path only.
         downscale: factor by which images are reduced before refinement.
+        raw_attention: propagate with the attention itself instead of the affinity learned from it (table 3).
         mean: of the image's normalisation, 0…255.
         std: of the image's normalisation, 0…255.
     """
@@ -170,6 +181,7 @@ class PseudoLabeler(nn.Module):
         affinity_from_propagated: bool = False,
         reuse_training_pass: bool = True,
         downscale: int = 2,
+        raw_attention: bool = False,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ):
@@ -188,6 +200,7 @@ class PseudoLabeler(nn.Module):
         self.affinity_from_propagated = affinity_from_propagated
         self.reuse_training_pass = reuse_training_pass
         self.downscale = downscale
+        self.raw_attention = raw_attention
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -229,7 +242,7 @@ class PseudoLabeler(nn.Module):
         propagating = self.propagate is not None and step > self.propagation_step
         refined = propagated = None
         if propagating:
-            maps = self.propagated_maps(activation, net.affinity_head(activation.tokens), classes)
+            maps = self.propagated_maps(activation, self.affinity(net, activation.tokens), classes)
             propagated = self.label(self.refine_in_box(rgb, maps, box), classes, box)
         if not propagating or not self.affinity_from_propagated:
             refined = self.label(self.refined_maps(rgb, cam, classes), classes, box)
@@ -261,10 +274,14 @@ class PseudoLabeler(nn.Module):
         labels = {"cam": cam_label(activation.cam, tags, self.eval_threshold, self.eval_threshold)}
         if self.propagate is not None:
             with torch.autocast(batch["image"].device.type, enabled=False):
-                affinity = net.affinity_head(activation.tokens)
+                affinity = self.affinity(net, activation.tokens)
                 low, _ = self.propagated_maps(activation, affinity, own_classes(tags))
                 labels["affinity"] = resize(low, batch["image"].shape[-2:]).argmax(1)
         return {source: classes.expand(label) for source, label in labels.items()}
+
+    def affinity(self, net: Localizer, tokens: AffinityTokens) -> Tensor:
+        """What maps are propagated with: (B, N, N) in [0, 1], symmetric."""
+        return attention_affinity(tokens) if self.raw_attention else net.affinity_head(tokens)
 
     def refined_maps(
         self, rgb: Tensor, cam: Tensor, classes: OwnClasses, backgrounds: Sequence[float] | None = None

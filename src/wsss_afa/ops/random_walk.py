@@ -24,6 +24,14 @@ def propagate(
 
     Returns:
         (B, G, h, w) propagated maps.
+
+    Examples:
+        A cell that fires, one that belongs to it, and one that belongs to nobody, 0.1 being in each sum:
+
+        >>> import torch
+        >>> together = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        >>> propagate(torch.tensor([[[[1.0, 0.0, 1.0]]]]), together)
+        tensor([[[[0.4762, 0.4762, 0.9091]]]])
     """
     height, width = maps.shape[-2:]
     near = radius_mask(height, width, radius, affinity.device)
@@ -35,12 +43,12 @@ def propagate(
 
 
 class RandomWalkPropagation(nn.Module):
-    """Module face of :func:`propagate`.
+    """Module face of `propagate`.
 
     Args:
-        radius: see :func:`propagate`.
-        power: see :func:`propagate`.
-        num_log_steps: see :func:`propagate`.
+        radius: see `propagate`.
+        power: see `propagate`.
+        num_log_steps: see `propagate`.
     """
 
     def __init__(self, radius: int = 8, power: int = 2, num_log_steps: int = 0):

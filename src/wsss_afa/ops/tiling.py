@@ -50,6 +50,10 @@ def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
 
     Returns:
         One span where the axis is not longer than a tile.
+
+    Examples:
+        >>> [(span.start, span.stop) for span in lay_spans(100, tile=48, overlap=16, grid=Grid(4, 16))]
+        [(0, 48), (32, 80), (48, 100)]
     """
     step = max(1, (tile - overlap) // grid.alignment) * grid.alignment
     last = max(0, length - tile) // grid.alignment * grid.alignment

@@ -1,0 +1,182 @@
+"""What a dashboard can show beside numbers, and how each kind of logger is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.fabric.utilities import rank_zero_warn
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsss_afa.types import IGNORE_INDEX
+from wsss_afa.visualize import Scene, paint_scene
+
+_SIDE = 320
+"""Longest side of a heat map on a dashboard, in pixels."""
+
+
+class Screen:
+    """A logger that shows more than numbers. What a kind cannot show it leaves out, here everything."""
+
+    def scenes(self, section: str, scenes: Sequence[Scene], classes: Sequence[str], step: int) -> None:
+        """Show images one by one with their layers.
+
+        Args:
+            section: of the dashboard.
+            scenes: what is shown.
+            classes: K names, background first.
+            step: of training.
+        """
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Show one picture (H, W, 3)."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Show a table."""
+
+    def confusion(self, name: str, counts: NDArray[np.int64], classes: Sequence[str], step: int) -> None:
+        """Show a confusion matrix (K, K), true classes in rows, as a chart that can be explored."""
+
+    def checkpoint(self, path: Path, aliases: Sequence[str], facts: dict[str, Any]) -> None:
+        """Keep a file with the run."""
+
+
+class WandbScreen(Screen):
+    """Weights & Biases: layers are switched on and off in the browser.
+
+    Args:
+        logger: of the run.
+    """
+
+    def __init__(self, logger: WandbLogger):
+        self.logger = logger
+
+    def scenes(self, section: str, scenes: Sequence[Scene], classes: Sequence[str], step: int) -> None:
+        """Labels are masks over the image with the names of their classes; heat maps are images."""
+        import wandb
+
+        names = {**dict(enumerate(classes)), IGNORE_INDEX: "ignored"}
+        shown: dict[str, list[Any]] = {}
+        for scene in scenes:
+            masks = {
+                title: {"mask_data": layer.astype(np.uint8), "class_labels": names}
+                for title, layer in scene.layers.items()
+                if not _is_heat(layer)
+            }
+            if masks:
+                image = wandb.Image(scene.image, caption=scene.caption, masks=masks, file_type="jpg")
+                shown.setdefault(f"{section}/labels", []).append(image)
+            for panel in paint_scene(scene):
+                if panel.title in scene.layers and panel.title not in masks:
+                    heat = wandb.Image(_shrink(panel.pixels), caption=scene.caption, file_type="jpg")
+                    shown.setdefault(f"{section}/{panel.title}", []).append(heat)
+        self._log(shown, step)
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Show one picture (H, W, 3)."""
+        import wandb
+
+        self._log({name: wandb.Image(pixels)}, step)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Show a table that can be sorted, and compared between runs and steps."""
+        import wandb
+
+        self._log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+
+    def confusion(self, name: str, counts: NDArray[np.int64], classes: Sequence[str], step: int) -> None:
+        """Show W&B's own confusion matrix; pairs that never occur are left out."""
+        import wandb
+
+        pairs = [
+            [classes[row], classes[column], int(counts[row, column])] for row, column in np.argwhere(counts)
+        ]
+        columns = ["Actual", "Predicted", "nPredictions"]
+        chart = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns=columns, data=pairs),
+            {column: column for column in columns},
+            {"title": "pixels of each true and predicted class"},
+        )
+        self._log({name: chart}, step)
+
+    def checkpoint(self, path: Path, aliases: Sequence[str], facts: dict[str, Any]) -> None:
+        """Keep a file as an artifact of the run; it is read where it lies, when it is uploaded."""
+        import wandb
+
+        run = self.logger.experiment
+        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=facts)
+        artifact.add_file(str(path), policy="immutable")
+        run.log_artifact(artifact, aliases=list(aliases))
+
+    def _log(self, media: dict[str, Any], step: int) -> None:
+        self.logger.log_metrics(media, step)
+
+
+class TensorBoardScreen(Screen):
+    """TensorBoard: whole pictures, and tables as text.
+
+    Args:
+        logger: of the run.
+    """
+
+    def __init__(self, logger: TensorBoardLogger):
+        self.logger = logger
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Show one picture (H, W, 3)."""
+        self.logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Show a table in Markdown."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+        self.logger.experiment.add_text(name, text, step)
+
+
+def screens(trainer: L.Trainer) -> list[Screen]:
+    """Of the first process's loggers that show more than numbers."""
+    kinds = {WandbLogger: WandbScreen, TensorBoardLogger: TensorBoardScreen}
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [
+        screen(logger) for logger in loggers for kind, screen in kinds.items() if isinstance(logger, kind)
+    ]
+
+
+def tell(trainer: L.Trainer, show: Callable[[Screen], None]) -> None:
+    """Show something on every dashboard; a failure is a warning.
+
+    Args:
+        trainer: has the loggers.
+        show: is called with each screen.
+    """
+    for screen in screens(trainer):
+        try:
+            show(screen)
+        except Exception as error:
+            name = type(screen).__name__
+            rank_zero_warn(f"{name} shows less, training goes on: {type(error).__name__}: {error}")
+
+
+def step_of(trainer: L.Trainer) -> int:
+    """The step that Lightning logs a validation under: that of the last update, from 0."""
+    return max(0, trainer.global_step - 1)
+
+
+def _is_heat(layer: NDArray[Any]) -> bool:
+    return np.issubdtype(layer.dtype, np.floating)
+
+
+def _shrink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SIDE, _SIDE))
+    return np.asarray(image)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

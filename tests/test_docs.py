@@ -1,0 +1,253 @@
+"""The documentation is true: commands compose, settings exist and are explained, examples run, links lead."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+import sys
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from wsss_afa.config import CONFIG_DIR
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+GENERATOR = ROOT / "docs" / "generator"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = {path.stem for path in CONF.glob("*.yaml")}
+OPTIONAL = {"optuna": "hydra_plugins.hydra_optuna_sweeper"}
+pytestmark = pytest.mark.skipif(not GENERATOR.is_dir(), reason="no docs/ beside the tests")
+
+
+@pytest.fixture(scope="module")
+def generator():
+    """The modules that write pages, by name."""
+    for needed in ("griffe", "mkdocs", "latex2mathml"):
+        pytest.importorskip(needed, reason="needs the extra docs: pip install -e '.[docs]'")
+    sys.path.insert(0, str(GENERATOR))
+    yield {name: importlib.import_module(name) for name in ("settings", "pages", "hooks", "notebooks")}
+    sys.path.remove(str(GENERATOR))
+
+
+# Settings
+
+
+def leaves(content, prefix=""):
+    """Values in nested dictionaries by dotted name; what has nothing but a target counts as a value."""
+    found = {}
+    for key, value in content.items():
+        if key == "_target_" or (key == "defaults" and not prefix):
+            continue
+        inner = leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        found |= inner or {f"{prefix}{key}": value}
+    return found
+
+
+def with_owners(name):
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def rows_of(file):
+    return {row.name: row for row in file.settings}
+
+
+FILES = [
+    path.relative_to(CONF).as_posix()
+    for path in sorted(CONF.rglob("*.yaml"))
+    if path.relative_to(CONF).parts[0] not in ("experiment", "sweep")
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_setting_is_listed_with_its_default_and_a_meaning(generator, name):
+    content = yaml.safe_load((CONF / name).read_text(encoding="utf-8")) or {}
+    file = generator["settings"].read(CONF / name)
+    rows, values = rows_of(file), leaves(content)
+    for leaf, value in values.items():
+        owners = [owner for owner in with_owners(leaf) if owner in rows]
+        assert owners, leaf
+        assert any(rows[owner].meaning for owner in owners), f"{leaf} needs a comment"
+        assert leaf not in rows or not rows[leaf].default or yaml.safe_load(rows[leaf].default) == value
+    assert set(rows) <= {owner for leaf in values for owner in with_owners(leaf)}
+
+
+def test_defaults_are_as_written_and_meanings_are_the_comments(generator):
+    rows = rows_of(generator["settings"].read(CONF / "pseudo_label" / "afa.yaml"))
+    assert rows["cam.scales"].default == "[1.0, 0.5, 1.5]"
+    assert rows["low"] == ("low", "0.35", "β_l")
+    assert "scale" in rows["cam.scales"].meaning or "factors" in rows["cam.scales"].meaning  # the docstring's
+    inherited = rows_of(generator["settings"].read(CONF / "pseudo_label" / "par.yaml"))
+    assert inherited["stage"].default == "par"
+    assert inherited["stage"].meaning == rows["stage"].meaning
+
+
+def test_the_pages_hold_every_file(generator):
+    programs, groups = generator["pages"].programs(), generator["pages"].groups()
+    for name in FILES:
+        group, _, stem = name.removesuffix(".yaml").rpartition("/")
+        assert (f"### {group}={stem}\n" in groups) if group else (f"## {stem}\n" in programs)
+    assert "| `pseudo_label.refine.num_iter` | `10` |" in groups
+    assert "| `model.backbone.variant` | `b1` |" in groups
+    experiments = generator["pages"].experiments()
+    for path in [*CONF.glob("experiment/*.yaml"), *CONF.glob("sweep/**/*.yaml")]:
+        assert path.read_text(encoding="utf-8").partition("\n")[2].strip() in experiments, path.name
+
+
+def known_names(generator):
+    files = [*generator["settings"].programs(), *chain(*generator["settings"].groups().values())]
+    listed = {file.package + row.name for file in files for row in file.settings}
+    texts = [(file.package, file.path.read_text(encoding="utf-8")) for file in files]
+    whole = {package + leaf for package, text in texts for leaf in leaves(yaml.safe_load(text) or {})}
+    return {owner for name in listed | whole for owner in with_owners(name)}
+
+
+def test_settings_that_pages_name_exist(generator):
+    known, groups = known_names(generator), {path.name for path in CONF.iterdir() if path.is_dir()}
+    named = {
+        (page.name, match)
+        for page in PAGES
+        for match in re.findall(r"`[+']*((?:[a-z_]+\.)+[a-z_0-9]+)(?=[=`])", page.read_text(encoding="utf-8"))
+        if match.split(".")[0] in groups - {"hydra"}
+    }
+    assert len(named) > 50
+    assert not [pair for pair in sorted(named) if pair[1] not in known]
+
+
+# Commands
+
+
+def commands():
+    """Program and arguments of every command line; of prose in YAML files there are none."""
+    found = {}
+    for page in [*PAGES, *sorted(CONF.rglob("*.yaml"))]:
+        lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        for line in lines if page.suffix == ".md" else [line for line in lines if line.startswith("#  ")]:
+            for program, arguments in re.findall(r"-m wsss_afa\.([a-z_]+)([^`]*)", line):
+                found.setdefault((program, arguments), page.stem)
+    return [pytest.param(*command, id=f"{page}: {' '.join(command)}"[:90]) for command, page in found.items()]
+
+
+def overrides_of(arguments):
+    """The overrides of a command line; what a shell or the reader fills in is left out."""
+    text = re.sub(r"\$\([^)]*\)+|\$\{[^}]*\}|\$\w+", "$", arguments).partition(";")[0]
+    words = shlex.split(text, comments=True)
+    words = [word for word in words if "=" in word and "$" not in word and not word.startswith("-")]
+    words = [word for word in words if not re.match(r"hydra[./](launcher|sweeper)", word)]
+    return [word.replace("…", "x").rstrip(".,:") for word in words]
+
+
+@pytest.mark.parametrize(("program", "arguments"), commands())
+def test_commands_compose(program, arguments):
+    assert program in PROGRAMS
+    if any(name in arguments and not find_spec(needed) for name, needed in OPTIONAL.items()):
+        pytest.skip("needs a plugin of Hydra's")
+    overrides = overrides_of(arguments)
+    if " -m" in arguments:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        runs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        assert runs
+        overrides = runs[-1]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        assert hydra.compose(program, list(overrides))
+
+
+def test_commands_are_found():
+    found = [parameters.values for parameters in commands()]
+    assert len(found) > 60
+    assert {program for program, _ in found} == PROGRAMS
+    assert overrides_of(" +experiment=voc data.root=…/VOC2012 a=${rows[I / 3]} seed=$((I % 3))  # all") == [
+        "+experiment=voc",
+        "data.root=x/VOC2012",
+    ]
+
+
+def test_make_has_what_pages_call():
+    targets = set(re.findall(r"^([a-z.]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    called = {
+        name
+        for page in PAGES
+        for name in re.findall(r"(?:^|`)make ([a-z.]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert {"demo", "test"} <= called <= targets
+
+
+# Examples, links, equations
+
+
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    for path in sorted((ROOT / "src").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings_run(name):
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(generator, page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    made = {*generator["hooks"].FROM_ROOT.values(), "programs.md", "settings.md", "experiments.md"}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path = target.partition("#")[0]
+        if (
+            re.match(r"[a-z]+:", target)
+            or not path
+            or path in made
+            or path.startswith(("api/", "tutorials/"))
+        ):
+            continue
+        assert (page.parent / path).is_file(), f"{page.name} links to {target}"
+
+
+def test_code_beside_equations_is_that_of_the_sources(generator):
+    blocks = re.findall(r"^```source\n(.+?)\n```$", (ROOT / "docs" / "method.md").read_text(), re.M | re.S)
+    names = " ".join(blocks).split()
+    assert len(names) > 20
+    for name in names:
+        code = generator["hooks"].source(name)
+        module = generator["settings"].package()[name.removeprefix("wsss_afa.")].module.filepath
+        assert set(code.split()) <= set(module.read_text(encoding="utf-8").split()), name
+        assert '"""' not in code, name
+        compile(code.removeprefix("@property\n"), name, "exec")
+
+
+def test_equations_become_mathml(generator):
+    block = '<div class="arithmatex">\\[\n\\frac{a}{b} \\le 1\n\\]</div>'
+    page = generator["hooks"].on_page_content(f'<p><span class="arithmatex">\\(x_i\\)</span></p>{block}')
+    assert page.count("<math") == 2
+    assert "<msub>" in page
+    assert "<mfrac>" in page
+    assert "arithmatex" not in page
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    equations = re.findall(r"\\\((.+?)\\\)", text) + re.findall(r"^\\\[\n(.+?)\n\\\]$", text, re.M | re.S)
+    assert len(equations) > 30
+    for equation in equations:
+        assert "\\" not in generator["hooks"].to_mathml(equation, "block"), equation
+
+
+def test_notebooks_are_pages(generator):
+    notebooks = generator["notebooks"]
+    assert notebooks.paths()
+    for path in notebooks.paths():
+        assert f"## [{notebooks.title(path)}]({path.stem}.md)" in notebooks.index()
+        assert f"]({path.name})" in notebooks.page(path)
+        assert "````python\n" in notebooks.page(path)

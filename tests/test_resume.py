@@ -112,6 +112,13 @@ def test_the_last_checkpoint_is_of_the_last_step_and_not_of_the_best(whole):
     assert whole["global_step"] == 16
 
 
+def test_a_finished_run_is_made_longer(tmp_path):
+    """It ends with a validation of the interval, and its last batch is no more the last of all."""
+    for steps in (6, 8):
+        content = unbroken(tmp_path, [f"trainer.max_steps={steps}"])
+    assert content["global_step"] == 8
+
+
 def test_random_kills(tmp_path):
     assert killed(rounds=1, steps=16, seed=1, root=tmp_path)
 

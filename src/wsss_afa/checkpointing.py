@@ -240,6 +240,13 @@ class StepCheckpoints(Callback):
             for partial in self.directory.glob(f"*{_PARTIAL}"):
                 partial.unlink()
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A finished run's last batch is not the last of a run that is to be longer now."""
+        if checkpoint["global_step"] < trainer.max_steps:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -49,7 +49,7 @@ def help_page(config_name: str, overrides: Sequence[str]) -> str:
         files = [*sorted(chosen_file.parent.glob("*.yaml")), chosen_file]
         comments = _comments(files, prefix) | general if group else general
         own = [n for n in settings if max(filter(n.startswith, prefixes), key=len) == prefix]
-        rows = [_row(setting, settings[setting], comments.get(setting, "")) for setting in own]
+        rows = [_row(setting, settings[setting], _comment(comments, setting)) for setting in own]
         title = f"{group}={name}: {_header(files[-1])[0]}".rstrip(": ") if group else "Settings"
         lines += ["", title, *rows] if rows else []
     return "\n".join(lines)
@@ -100,6 +100,11 @@ def _comments(files: Sequence[Path], prefix: str) -> dict[str, str]:
                 parents.append((depth, f"{setting}."))
                 found |= {setting: match[3]} if match[3] else {}
     return found
+
+
+def _comment(comments: Mapping[str, str], setting: str) -> str:
+    """What is said of a setting, or of all below its parent."""
+    return comments.get(setting) or comments.get(setting.rpartition(".")[0], "")
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

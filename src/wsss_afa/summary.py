@@ -100,9 +100,8 @@ class Summary(Callback):
         phases = self._pace.phases
         position = ""
         if 0 < self._start < trainer.max_steps:
-            position = (
-                f"; at step {self._start}, phase {self._pace.phase_of(self._start) + 1} of {len(phases)}"
-            )
+            phase = self._pace.phase_of(self._start) + 1
+            position = f"; at step {self._start}, phase {phase} of {len(phases)}"
         return [
             ("run", f"{self.directory}, {trainer.max_steps} steps{position}"),
             ("data", f"{self.data}: {describe_data(data)}"),
@@ -115,8 +114,8 @@ class Summary(Callback):
     def _forecast(self, trainer: L.Trainer, phase: int) -> str:
         phases, seconds = self._pace.phases, self._pace.step_seconds(phase)
         assert seconds is not None
-        text = f"{_per_step(seconds)} in phase {phase + 1} of {len(phases)} ({phases[phase].name}): "
-        text += f"{self._to_go(trainer)}"
+        text = f"{seconds:.3g} s a step in phase {phase + 1} of {len(phases)} ({phases[phase].name}): "
+        text += self._to_go(trainer)
         if phase + 1 < len(phases):
             ratio = phases[phase + 1].cost / phases[phase].cost
             text += f" if later steps cost {'the same' if ratio == 1 else f'{ratio:.1f} times as much'}"
@@ -239,10 +238,6 @@ def _validations_left(trainer: L.Trainer) -> int:
     parts = trainer.accumulate_grad_batches
     total, done = trainer.max_steps * parts, trainer.global_step * parts
     return -(-total // int(min(interval, total))) - done // int(min(interval, total))
-
-
-def _per_step(seconds: float) -> str:
-    return f"{seconds:.3g} s a step"
 
 
 def _shorten(path: Path) -> Path:

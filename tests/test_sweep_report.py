@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from scipy.stats import ttest_rel
 
 from wsss_afa import evaluate, sweep_report, train
 from wsss_afa.config import CONFIG_DIR
-from wsss_afa.sweep_report import FILE, make_rows, paired_difference, summarise, write_markdown
+from wsss_afa.sweep_report import FILE, make_rows, p_value, paired_difference, summarise, write_markdown
 from wsss_afa.sweep_runs import find_runs
 
 SMALL = [
@@ -138,7 +139,7 @@ def test_the_table_counts_seeds_and_names_what_is_missing(run, tmp_path):
     best, last = text.split("**last validation**")
     assert "| pseudo_label=none | 0, 1, 2 | 45.0 ± 5.3 | 90.0 ± 0.0 |  |" in best
     assert "| pseudo_label=none | 0, 1, 2 | 44.0 ± 5.3 | 90.0 ± 0.0 |  |" in last
-    assert "| pseudo_label=par | 0, 1 (not 2) | 51.0 ± 8.5 | 90.0 ± 0.0 | +6.0 ± 1.0 |" in last
+    assert "| pseudo_label=par | 0, 1 (not 2) | 51.0 ± 8.5 | 90.0 ± 0.0 | +6.0 ± 1.0 (p = 0.105) |" in last
     assert "- pseudo_label=par seed=2: never started" in text
     assert "- pseudo_label=par: no seed 2" in text
     assert (tmp_path / f"{FILE}.md").read_text() in text
@@ -148,6 +149,14 @@ def test_the_table_counts_seeds_and_names_what_is_missing(run, tmp_path):
         "error: strict=true, and not all is there: pseudo_label=par seed=2: never started"
     )
     assert len(message.splitlines()) == 1
+
+
+def test_significance_is_that_of_the_paired_test():
+    row, first = {0: 51.0, 1: 54.0, 2: 50.5, 7: 0.0}, {2: 50.0, 1: 49.0, 0: 48.5}
+    expected = ttest_rel([51.0, 54.0, 50.5], [48.5, 49.0, 50.0]).pvalue
+    assert p_value(paired_difference(row, first)) == pytest.approx(expected)
+    assert math.isnan(p_value(paired_difference(row, {0: 1.0})))
+    assert math.isnan(p_value(paired_difference(row, row)))
 
 
 def test_a_complete_sweep_passes_strictly_and_writes_csv_and_plot(run, tmp_path):

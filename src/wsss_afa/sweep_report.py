@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
+from scipy import stats
 
 from wsss_afa.callbacks import COLUMNS
 from wsss_afa.cli import entry_point
@@ -84,6 +85,18 @@ def paired_difference(values: dict[int, float], first: dict[int, float]) -> Spre
     return differences._replace(spread=differences.spread / math.sqrt(max(len(differences.seeds), 1)))
 
 
+def p_value(difference: Spread) -> float:
+    """Of a paired difference, two-sided, by Student's t (Gosset, 1908); NaN where seeds do not differ.
+
+    Args:
+        difference: from `paired_difference`.
+    """
+    if not difference.spread > 0:
+        return math.nan
+    t = abs(difference.mean) / difference.spread
+    return float(2 * stats.t.sf(t, len(difference.seeds) - 1))
+
+
 def make_rows(sweep: Sweep) -> tuple[list[Row], list[str]]:
     """Runs by setting, in order of appearance, and what is wrong with them.
 
@@ -127,7 +140,7 @@ def write_markdown(rows: Sequence[Row], problems: Sequence[str]) -> str:
     lines = [
         f"Runs: {sum(len(row.runs) for row in rows)}. Percent: mean ± standard deviation over seeds.",
         "Δ: of segmentation, after the CRF where there is one, to the first row: mean of the differences at",
-        "common seeds ± its standard error.",
+        "common seeds ± its standard error, and p of a paired t-test.",
     ]
     for validation in VALIDATIONS:
         lines += ["", f"**{validation} validation**", "", *_table(rows, validation)]
@@ -152,17 +165,20 @@ def _table(rows: Sequence[Row], validation: str) -> list[str]:
 
 
 def _signed(difference: Spread, row: Row) -> str:
-    """With a sign; and with the seeds where they are not all of the row's."""
+    """With a sign and p; and with the seeds where they are not all of the row's."""
     sign = "+" * (not math.isnan(difference.mean) and not str(difference).startswith("-"))
     fewer = difference.seeds and len(difference.seeds) < len(row.runs)
-    return f"{sign}{difference}" + (f" (seeds {_join(difference.seeds)})" if fewer else "")
+    notes = [] if math.isnan(p := p_value(difference)) else ["p < 0.001" if p < 5e-4 else f"p = {p:.3f}"]
+    notes += [f"seeds {_join(difference.seeds)}"] if fewer else []
+    return f"{sign}{difference}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def write_csv(rows: Sequence[Row]) -> str:
     """A line for each row, validation and score; seeds and their values are separated by spaces."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["setting", "validation", "score", "mean", "std", "seeds", "values", "delta", "delta_se"])
+    header = ["setting", "validation", "score", "mean", "std", "seeds", "values", "delta", "delta_se", "p"]
+    writer.writerow(header)
     for row in rows:
         for validation in VALIDATIONS:
             for name in _present(rows):
@@ -171,7 +187,11 @@ def write_csv(rows: Sequence[Row]) -> str:
                 delta = paired_difference(values, {} if row is rows[0] else first)
                 each = " ".join(f"{values[seed]:.3f}" for seed in summary.seeds)
                 numbers = [_number(summary.mean), _number(summary.spread)]
-                deltas = [_number(delta.mean), _number(delta.spread)]
+                deltas = [
+                    _number(delta.mean),
+                    _number(delta.spread),
+                    "" if math.isnan(p := p_value(delta)) else f"{p:.2g}",
+                ]
                 seeds = " ".join(map(str, summary.seeds))
                 writer.writerow([row.title, validation, name, *numbers, seeds, each, *deltas])
     return buffer.getvalue()

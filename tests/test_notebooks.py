@@ -110,7 +110,7 @@ def execute(name: str, folder: Path, probe: str) -> tuple[nbformat.NotebookNode,
     client.execute()
     assert not [each for each in outputs(notebook) if each.get("name") == "stderr"], "a warning"
     assert not [each for each in outputs(notebook) if each.output_type == "error"], "a slider's function"
-    return notebook, json.loads(notebook.cells[-1].outputs[-1].text)
+    return notebook, json.loads(notebook.cells[-1].outputs[-1].text.splitlines()[-1])
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[Any]:

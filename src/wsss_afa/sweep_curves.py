@@ -61,7 +61,8 @@ def draw_curves(settings: Mapping[str, Sequence[Path]], columns: Sequence[str]) 
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
     handles, titles = panels[0].get_legend_handles_labels()
-    figure.legend(handles, titles, loc="outside lower center", ncols=across, fontsize=8, frameon=False)
+    beside = max(1, int(figure.get_figwidth() / (0.5 + 0.075 * max(map(len, titles)))))  # inches of a title
+    figure.legend(handles, titles, loc="outside lower center", ncols=beside, fontsize=8, frameon=False)
     return figure
 
 

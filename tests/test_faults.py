@@ -294,7 +294,7 @@ def test_a_dead_loader_is_explained(whole, tmp_path):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.OutOfMemoryError("…"), r"crop_size=384$"),
+        (torch.OutOfMemoryError("…"), r"crop_size=384 "),
         (OSError(errno.ENOSPC, "No space left on device"), r"the disk is full .*goes on"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), r"num_workers=6"),
         (RuntimeError("shapes do not fit"), None),

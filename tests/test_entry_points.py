@@ -15,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
+from quiet import QUIET
 from wsss_afa import evaluate, train
 from wsss_afa.checkpoint import build, load
 from wsss_afa.config import CONFIG_DIR
@@ -38,10 +39,7 @@ SMALL = [
 ]
 
 pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 

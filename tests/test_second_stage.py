@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from quiet import QUIET
 from wsss_afa import train
 from wsss_afa.checkpoint import load
 from wsss_afa.data.datamodules import SyntheticDataModule, VOCDataModule
@@ -30,12 +31,7 @@ from wsss_afa.predictor import Predictor
 from wsss_afa.types import PseudoLabels, UserError
 from wsss_afa.visualize import save_label
 
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-]
+pytestmark = QUIET
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 

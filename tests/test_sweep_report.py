@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.stats import ttest_rel
 
+from quiet import QUIET
 from wsss_afa import evaluate, sweep_report, train
 from wsss_afa.config import CONFIG_DIR
 from wsss_afa.sweep_report import FILE, make_rows, p_value, paired_difference, summarise, write_markdown
@@ -51,28 +52,7 @@ GRIDS = {
     "affinity_head": 20,
 }
 
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a program in this process; returns (exit code, what it printed or its line of error)."""
-
-    def program(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            module.main()
-        except SystemExit as stop:
-            return 1, str(stop.code)
-        return 0, capsys.readouterr().out
-
-    return program
+pytestmark = QUIET
 
 
 def compose(*overrides):

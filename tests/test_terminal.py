@@ -19,6 +19,7 @@ import pytest
 from hydra.utils import instantiate
 from rich.console import Console
 
+from quiet import QUIET
 from wsss_afa import cli, train
 from wsss_afa.callbacks import Progress
 from wsss_afa.config import CONFIG_DIR
@@ -42,28 +43,13 @@ SMALL = [
     "callbacks.pictures.num_images=0",
 ]
 
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a program in this process; returns what it printed, or its line of error."""
-
-    def program(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            module.main()
-        except SystemExit as stop:
-            return str(stop.code)
-        return capsys.readouterr().out
-
-    return program
+def run(run):
+    """What a program printed, or its line of error."""
+    return lambda *arguments: run(*arguments)[1]
 
 
 def labeler(stage="afa", **settings):

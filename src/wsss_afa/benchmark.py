@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from wsss_afa.allocator import keep_freed_memory
+from wsss_afa.allocator import keep_freed_memory, peak_memory
 from wsss_afa.benchmark_parts import (
     BASE,
     Part,
@@ -36,7 +36,6 @@ from wsss_afa.benchmark_parts import (
     label_parts,
     loading_part,
     par_part,
-    peak_memory,
     random_batch,
     step_parts,
 )

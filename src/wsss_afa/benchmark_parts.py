@@ -8,7 +8,6 @@ evaluation may run after the network, is timed as well.
 from __future__ import annotations
 
 import itertools
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -185,13 +184,6 @@ def finish(device: torch.device) -> None:
     """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far in GiB: the device's, or the process's resident size on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _flops(run: Run) -> float:

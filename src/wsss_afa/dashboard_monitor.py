@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from wsss_afa.benchmark_parts import peak_memory
+from wsss_afa.allocator import peak_memory
 from wsss_afa.lightning_module import AFALightningModule, is_logged
 from wsss_afa.types import Batch
 

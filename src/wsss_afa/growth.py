@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from wsss_afa.benchmark_parts import finish, peak_memory, random_batch, step_parts
+from wsss_afa.allocator import peak_memory
+from wsss_afa.benchmark_parts import finish, random_batch, step_parts
 
 
 def measure_growth(cfg: DictConfig) -> dict[str, Any]:

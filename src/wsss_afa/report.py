@@ -21,6 +21,7 @@ from torch import Tensor
 
 from wsss_afa.metrics import class_iou
 from wsss_afa.report_charts import draw_curves, draw_heat_map, to_data_uri
+from wsss_afa.run_log import read_log
 from wsss_afa.visualize import Panel, voc_palette
 
 THUMBNAIL = 240
@@ -219,19 +220,13 @@ def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int,
     path = run / "metrics.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
+    log = read_log(path)
     history = {
-        title: [point for row in rows if (point := _point(row, f"val/miou_{source}"))]
+        title: [
+            (step, 100 * value)
+            for step, value in log.get(f"val/miou_{source}", {}).items()
+            if math.isfinite(value)
+        ]
         for source, title in titles.items()
     }
     return {title: points for title, points in history.items() if points}
-
-
-def _point(row: dict[str, str], column: str) -> tuple[int, float] | None:
-    """Steps done and percent; None where the row has none that can be read."""
-    try:
-        point = int(row["step"]) + 1, 100 * float(row[column])  # rows count steps from 0
-    except (KeyError, TypeError, ValueError):
-        return None
-    return point if math.isfinite(point[1]) else None

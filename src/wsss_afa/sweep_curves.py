@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wsss_afa.run_log import read_log
 from wsss_afa.types import UserError
 
 _COLUMNS = 3
@@ -25,13 +25,7 @@ def read_curves(folder: Path) -> dict[str, dict[int, float]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         raise UserError(f"{path} is missing, and curves are drawn from it: train with logger=csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-
-    def curve(name: str) -> dict[int, float]:
-        return {int(line["step"]) + 1: float(line[name]) for line in lines if line[name]}
-
-    return {name: curve(name) for name in (lines[0] if lines else ())}
+    return read_log(path)
 
 
 def draw_curves(settings: Mapping[str, Sequence[Path]], columns: Sequence[str]) -> Figure:

@@ -115,7 +115,6 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figu
         share = confusion / confusion.sum(1, keepdims=True)
     side = min(12.0, 3.0 + 0.3 * len(names))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.set_facecolor("lightgrey")
     shown = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
@@ -191,7 +190,6 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
     foot = _LINE * (-(-len(handles) // in_line) + 0.5)
     width, top = _CELL * columns, _LINE + sum(height + _LINE for height in heights) + foot
     figure = Figure(figsize=(width, round(top, 2) + 1e-3), dpi=100)
-    FigureCanvasAgg(figure)
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, top), autoscale_on=False)  # one costs 8 ms
     axis.set_axis_off()
     edge = top - _LINE
@@ -217,7 +215,6 @@ def contact_sheet(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: in
     """
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(_CELL * columns, (_CELL + 0.35) * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()

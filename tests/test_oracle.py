@@ -178,6 +178,7 @@ def program(monkeypatch, tmp_path):
             "stride=8",
             "par.iterations=[2,4]",
             "par.downscale=[2,1]",
+            "par.kernels=[[0.3,0.01],[0.3,0.0]]",
             "false_affinity=[0.0,0.5]",
         ]
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -194,7 +195,7 @@ def test_the_program_leaves_tables_plots_and_equal_records(program, capsys):
     assert text == (again / "oracle.json").read_text()
     results = json.loads(text)
     assert len(results["refinement"]) == 9 * 2 + 2 * 2
-    assert len(results["par"]) == 1 + 3 * 2 * 2  # dilations, sizes, iterations
+    assert len(results["par"]) == 1 + 3 * 2 * 2 * 2  # dilations, sizes, kernels, iterations
     assert len(results["propagation"]) == 1 + 2 * len(results["settings"]["curves"])
     for name in oracle.STUDIES:
         with Image.open(first / f"oracle_{name}.png") as picture:
@@ -202,6 +203,9 @@ def test_the_program_leaves_tables_plots_and_equal_records(program, capsys):
     printed = capsys.readouterr().out
     assert "stops at" in printed
     assert f"{results['refinement'][0]['miou']:.1f}" in printed
+    assert (
+        printed.count("w1 0.3, w2 0.01 ") == printed.count("w1 0.3, w2 0 ") == 2 * 3 * 2
+    )  # runs, dilations, sizes
 
 
 MISTAKES = {

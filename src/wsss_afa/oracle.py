@@ -4,7 +4,7 @@ No network takes part. Maps are made from the true masks, as coarse as activatio
 wrong to a known share; what PAR, a dense CRF and the random walk make of them is scored on the masks:
 
     refinement    maps of several coarseness: thresholded, after PAR, after a CRF, after both
-    par           one map, over dilations, iterations and size of PAR (AFA, figure 4)
+    par           one map, over dilations, iterations, kernels and size of PAR (AFA, figure 4)
     propagation   one map, over false and missed affinity, radius, exponent and steps of the walk
 
 Each half of the images is scored at the background score that suits the other half best; one confusion matrix
@@ -13,6 +13,7 @@ counts both.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -125,11 +126,10 @@ def par_settings(scene: Scene, cfg: Config) -> Iterator[Labelled]:
     cam = _enlarged(scene, **cfg["start"])
     plain = [_scores(cam, beta) for beta in own]
     yield Labelled("par", {"iterations": 0}, own, _best(scene, plain))
-    for downscale in par["downscale"]:
-        for dilations in par["dilations"]:
-            name = {"downscale": downscale, "dilations": dilations}
-            for count, maps in refine(scene, cam, own, dilations, par["iterations"], downscale):
-                yield Labelled("par", {**name, "iterations": count}, own, _best(scene, maps))
+    for downscale, dilations, kernel in itertools.product(par["downscale"], par["dilations"], par["kernels"]):
+        name = {"downscale": downscale, "dilations": dilations, "kernel": kernel}
+        for count, maps in refine(scene, cam, own, dilations, par["iterations"], downscale, kernel):
+            yield Labelled("par", {**name, "iterations": count}, own, _best(scene, maps))
 
 
 def propagation(scene: Scene, cfg: Config) -> Iterator[Labelled]:
@@ -155,16 +155,18 @@ def refine(
     dilations: Sequence[int],
     iterations: Sequence[int],
     downscale: int,
+    kernel: Sequence[float] = (),
 ) -> Iterator[tuple[int, Sequence[Tensor]]]:
     """Each number of iterations, and what PAR has made of the scores of each β by then: (1, G + 1, H, W).
 
-    As ``PseudoLabeler.refined_maps`` does it; PAR of 15 iterations is PAR of 5 on what PAR of 10 made.
+    ``kernel`` is PAR's w1 and w2. As ``PseudoLabeler.refined_maps`` does it; PAR of 15 iterations is PAR of 5
+    on what PAR of 10 made.
     """
     small = (max(1, scene.size[0] // downscale), max(1, scene.size[1] // downscale))
     rgb, reduced = resize(scene.rgb / 255, small), resize(cam, small)
     scores, done = torch.cat([_scores(reduced, beta) for beta in backgrounds], dim=1), 0
     for count in sorted(iterations):
-        scores, done = PixelAdaptiveRefinement(count - done, dilations)(rgb, scores), count
+        scores, done = PixelAdaptiveRefinement(count - done, dilations, *kernel)(rgb, scores), count
         yield count, resize(scores, scene.size).chunk(len(backgrounds), dim=1)
 
 

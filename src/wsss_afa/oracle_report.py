@@ -92,11 +92,15 @@ def _par_table(records: Sequence[Record]) -> Table:
 
 
 def _par_lines(records: Sequence[Record]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """By size and dilations: (iterations, mIoU)."""
+    """By size and dilations, and kernel where there are several: (iterations, mIoU)."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    kernels = {tuple(each["kernel"]) for each in records if each["iterations"]}
     for each in records:
         if each["iterations"]:
-            key = (f"1/{each['downscale']}", " ".join(map(str, each["dilations"])))
+            name = " ".join(map(str, each["dilations"]))
+            if len(kernels) > 1:
+                name += "; w1 {:g}, w2 {:g}".format(*each["kernel"])
+            key = (f"1/{each['downscale']}", name)
             lines.setdefault(key, []).append((each["iterations"], each["miou"]))
     return lines
 

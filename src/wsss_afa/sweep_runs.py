@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from wsss_afa.pruning import MARK
 from wsss_afa.types import UserError
 
 _NO_SETTING = (
@@ -127,7 +128,7 @@ def _load(path: Path) -> DictConfig:
 
 def _words(folder: Path) -> tuple[str, ...]:
     """A run's overrides; whether one adds or replaces is no difference."""
-    return _plain(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    return _plain(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml")))
 
 
 def _plain(overrides: Any) -> tuple[str, ...]:
@@ -153,6 +154,8 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
 
 def _training(folder: Path, config: DictConfig, results: dict[str, Any]) -> Run | str:
     step, wanted = results["last"]["step"], config.trainer.max_steps
+    if (mark := folder / MARK).is_file():
+        return f"pruned {mark.read_text(encoding='utf-8').strip()}"
     if step < wanted:
         return f"stopped, or still running: step {step} of {wanted}"
     scores = {name: _scores(results[name]) for name in ("best", "last")}
@@ -207,8 +210,9 @@ def _announced(config: DictConfig) -> list[tuple[str, ...]]:
     if not config.sweeper._target_.endswith(".BasicSweeper"):
         return []
     params = [f"{key}={value}" for key, value in (config.sweeper.params or {}).items()]
+    words = cast(list[str], OmegaConf.to_container(config.overrides.task))  # may hold ${…}
     try:
-        parsed = OverridesParser.create().parse_overrides([*params, *config.overrides.task])
+        parsed = OverridesParser.create().parse_overrides([*params, *words])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
     except HydraException:  # a glob, which needs the sweep's search path
         return []

@@ -49,6 +49,7 @@ LIGHTNING = {
     "dashboard_wandb.py",
     "faults.py",
     "processes.py",
+    "pruning.py",
     "reproducibility.py",
     "report_callback.py",
     "summary.py",

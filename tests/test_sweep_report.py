@@ -188,7 +188,7 @@ def test_where_data_lie_and_devices_make_no_other_row(tmp_path):
     leave_run(tmp_path / "2", "+experiment=voc", "seed=0", "model.backbone.pretrained=null", seg=20.0)
     rows, problems = make_rows(find_runs([tmp_path]))
     assert [(row.title, sorted(row.runs)) for row in rows] == [
-        ("all", [0, 1]),
+        ("unchanged", [0, 1]),
         ("model.backbone.pretrained=null", [0]),
     ]
     assert problems == ["model.backbone.pretrained=null: no seed 1"]

@@ -76,7 +76,9 @@ class Sweep(NamedTuple):
 def label(overrides: Sequence[str], common: Collection[str]) -> str:
     """A setting by the overrides that others do not share; rows of ``conf/sweep`` by their name alone."""
     own = [word for word in overrides if word not in common]
-    return " ".join(word.partition("=")[2] if word.startswith("sweep/") else word for word in own) or "all"
+    return (
+        " ".join(word.partition("=")[2] if word.startswith("sweep/") else word for word in own) or "unchanged"
+    )
 
 
 def find_runs(folders: Sequence[Path]) -> Sweep:

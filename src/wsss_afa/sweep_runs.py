@@ -17,6 +17,7 @@ from wsss_afa.types import UserError
 
 _NO_SETTING = (
     "seed",
+    "sweep",
     "callbacks",
     "logger",
     "task",

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from quiet import QUIET
+from small_run import SMALL_RUN
 from wsss_afa import train
 from wsss_afa.run_log import read_log
 from wsss_afa.sweep_runs import find_runs
@@ -18,21 +19,7 @@ from wsss_afa.sweep_runs import find_runs
 pytest.importorskip("optuna", reason="needs the extra sweep: pip install -e '.[sweep]'")
 pytestmark = QUIET
 
-SMALL = [
-    "+experiment=synthetic",
-    "data.image_size=32",
-    "data.num_classes=3",
-    "data.val_images=3",
-    "data.batch_size=2",
-    "model.decoder_dim=16",
-    "pseudo_label.start_step=1",
-    "pseudo_label.propagation_step=2",
-    "trainer.max_steps=6",
-    "trainer.val_check_interval=2",
-    "trainer.accelerator=cpu",
-    "trainer.devices=1",
-    "callbacks.pictures.num_images=0",
-]
+SMALL = [*SMALL_RUN, "trainer.max_steps=6", "trainer.val_check_interval=2"]
 PRUNED = [
     "callbacks=pruning",
     "callbacks.pruning.pruner.n_startup_trials=1",

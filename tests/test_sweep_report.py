@@ -20,27 +20,13 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from quiet import QUIET
+from small_run import SMALL_RUN
 from wsss_afa import evaluate, sweep_report, train
 from wsss_afa.config import CONFIG_DIR
 from wsss_afa.sweep_report import FILE, make_rows, p_value, paired_difference, summarise, write_markdown
 from wsss_afa.sweep_runs import find_runs
 
-SMALL = [
-    "+experiment=synthetic",
-    "data.image_size=32",
-    "data.num_classes=3",
-    "data.val_images=3",
-    "data.batch_size=2",
-    "model.decoder_dim=16",
-    "pseudo_label.start_step=1",
-    "pseudo_label.propagation_step=2",
-    "trainer.max_steps=3",
-    "trainer.val_check_interval=3",
-    "trainer.accelerator=cpu",
-    "trainer.devices=1",
-    "trainer.log_every_n_steps=1",
-    "callbacks.pictures.num_images=0",
-]
+SMALL = [*SMALL_RUN, "trainer.max_steps=3", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"]
 GRIDS = {
     "table1": 6,
     "table2": 4,

@@ -8,14 +8,12 @@ than the slow reference, where one is given; and its rate as a share of what a p
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,13 +32,14 @@ from wsss_afa.benchmark_parts import (
     crf_part,
     finish,
     label_parts,
+    load_reference,
     loading_part,
     par_part,
     random_batch,
     step_parts,
 )
 from wsss_afa.cli import entry_point
-from wsss_afa.growth import measure_growth, print_growth
+from wsss_afa.growth import measure_growth, measure_par_growth, print_growth, print_par_growth
 from wsss_afa.models.afa import AFANet
 from wsss_afa.ops.pseudo_label import PseudoLabeler
 from wsss_afa.types import UserError
@@ -62,7 +61,7 @@ def make_parts(cfg: DictConfig, device: torch.device) -> dict[str, Part]:
         net.decoder.compile()
     labeler: PseudoLabeler = instantiate(cfg.pseudo_label).to(device)
     batch = random_batch(cfg.batch_size, cfg.crop_size, cfg.num_classes, device)
-    slow = _load(cfg.reference)
+    slow = load_reference(cfg.reference)
     parts = step_parts(net, labeler, instantiate(cfg.loss), batch) | label_parts(net, labeler, batch, slow)
     parts["PAR, three maps"] = par_part(labeler, cfg.crop_size // 2, device, slow)
     parts["dense CRF, one image"] = crf_part(cfg.num_classes + 1, cfg.crop_size, device)
@@ -140,29 +139,20 @@ def print_rows(rows: list[dict[str, Any]], title: str, console: Console) -> None
     console.print(table)
 
 
-def _load(path: str | None) -> ModuleType | None:
-    if path is None:
-        return None
-    spec = importlib.util.spec_from_file_location("reference", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(f"reference={path}: no such file; give tests/reference.py of a checkout, or null")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @entry_point("benchmark")
 def main(cfg: DictConfig) -> float:
     """Print the table, write ``benchmark.json``, and return the third phase's ratio.
 
-    With ``growth=true`` print and write instead how one step grows with each setting alone.
+    With ``growth=true`` print and write instead how one step grows with each setting alone, and PAR's memory
+    with its maps.
     """
     device, console = torch.device(cfg.device), Console()
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.growth:
-        growth = measure_growth(cfg)
+        growth, par = measure_growth(cfg), measure_par_growth(cfg)
         print_growth(growth, console)
-        _write(folder / "growth.json", growth, console)
+        print_par_growth(par, console)
+        _write(folder / "growth.json", {"step": growth, "par": par}, console)
         return float("nan")
     if cfg.keep_memory:
         keep_freed_memory()

@@ -7,6 +7,7 @@ evaluation may run after the network, is timed as well.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -130,13 +131,16 @@ def label_parts(
     return {name: part._replace(run=torch.no_grad()(part.run)) for name, part in parts.items()}
 
 
-def par_part(labeler: PseudoLabeler, size: int, device: torch.device, slow: ModuleType | None) -> Part:
-    """PAR alone: three maps at half the crop."""
+def par_part(
+    labeler: PseudoLabeler, size: int, device: torch.device, slow: ModuleType | None, num_maps: int = 3
+) -> Part:
+    """PAR alone, of one image."""
     par = labeler.refine
     assert par is not None
-    image, maps = torch.rand(1, 3, size, size, device=device), torch.rand(1, 3, size, size, device=device)
+    image = torch.rand(1, 3, size, size, device=device)
+    maps = torch.rand(1, num_maps, size, size, device=device)
     dilations = sorted({max(abs(dy), abs(dx)) for dy, dx in par.offsets})
-    traffic = 4.0 * size**2 * (len(par.offsets) + 2 * maps.shape[1]) * par.num_iter
+    traffic = 4.0 * size**2 * (len(par.offsets) + 2 * num_maps) * par.num_iter
     reference = (lambda: slow.par(image, maps, par.num_iter, dilations)) if slow else None
     return Part(torch.no_grad()(lambda: par(image, maps)), bytes=traffic, reference=reference)
 
@@ -178,6 +182,22 @@ def ceilings(device: torch.device) -> dict[str, Part]:
         "matrix product": Part(lambda: left @ right, flops=2.0 * side**3),
         "copy": Part(lambda: target.copy_(source), bytes=8.0 * count),
     }
+
+
+def load_reference(path: str | None) -> ModuleType | None:
+    """The module of slow versions, if there is one.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if path is None:
+        return None
+    spec = importlib.util.spec_from_file_location("reference", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UserError(f"reference={path}: no such file; give tests/reference.py of a checkout, or null")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def finish(device: torch.device) -> None:

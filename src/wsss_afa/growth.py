@@ -1,4 +1,4 @@
-"""How a training step's time and memory grow with crop, batch, classes, scales: ``benchmark growth=true``.
+"""How a step's cost grows with its settings, and PAR's memory with its maps: ``benchmark growth=true``.
 
 Each setting is varied alone, in a process of its own for every value, so that no run stands on another's
 memory. Growth is fitted as a power, y ∝ x^e, over the values; what a tenfold setting would cost follows from
@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,15 @@ from rich.progress import track
 from rich.table import Table
 
 from wsss_afa.allocator import peak_memory
-from wsss_afa.benchmark_parts import finish, random_batch, step_parts
+from wsss_afa.benchmark_parts import finish, load_reference, par_part, random_batch, step_parts
 
 
 def measure_growth(cfg: DictConfig) -> dict[str, Any]:
     """Seconds and GiB of a third-phase step for every value, and the fitted powers, by setting."""
     points = [(name, value) for name, values in cfg.vary.items() for value in values]
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in cfg.vary}
-    context = multiprocessing.get_context("spawn")
     for name, value in track(points, description="values"):
-        changed = OmegaConf.to_container(_with(cfg, name, value), resolve=True)
-        with context.Pool(1) as pool:
-            seconds, memory = pool.apply(_one_step, (changed,))
+        seconds, memory = _apart(_one_step, _with(cfg, name, value))
         measured[name].append({"size": _size(value), "seconds": seconds, "gib": memory})
     return {name: {"points": found, **_powers(found)} for name, found in measured.items()}
 
@@ -52,6 +50,36 @@ def print_growth(growth: dict[str, Any], console: Console) -> None:
             table.add_row("" if index else name, *row)
         table.add_section()
     console.print(table)
+
+
+def measure_par_growth(cfg: DictConfig) -> list[dict[str, float]]:
+    """MiB that PAR needs for so many maps at half the crop, and the slow reference's if there is one."""
+    reference = cfg.reference is not None
+    found = []
+    for count in track(list(cfg.par_maps), description="maps"):
+        point = {"maps": count, "mib": _apart(_one_par, cfg, count, False)}
+        if reference:
+            point["reference_mib"] = _apart(_one_par, cfg, count, True)
+        found.append(point)
+    return found
+
+
+def print_par_growth(points: list[dict[str, float]], console: Console) -> None:
+    """Print a table of all counts of maps."""
+    table = Table(title="One PAR; memory beside its input", title_justify="left")
+    for header in ("maps", "MiB", "reference, MiB", "share"):
+        table.add_column(header, justify="right")
+    for point in points:
+        slow = point.get("reference_mib")
+        beside = (f"{slow:.1f}", f"1/{slow / point['mib']:.1f}") if slow else ("", "")
+        table.add_row(f"{point['maps']}", f"{point['mib']:.1f}", *beside)
+    console.print(table)
+
+
+def _apart(function: Callable[..., Any], cfg: DictConfig, *arguments: Any) -> Any:
+    """What a function of a plain configuration returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (OmegaConf.to_container(cfg, resolve=True), *arguments))
 
 
 def _with(cfg: DictConfig, name: str, value: Any) -> DictConfig:
@@ -85,6 +113,23 @@ def _one_step(config: dict[str, Any]) -> tuple[float, float]:
         finish(device)
         seconds.append(clock() - start)
     return statistics.median(seconds[1:]), peak_memory(device) - before
+
+
+def _one_par(config: dict[str, Any], num_maps: int, slow: bool) -> float:
+    """MiB that one call needs beside its input, what a first call loads not counted."""
+    cfg = OmegaConf.create(config)
+    device = torch.device(cfg.device)
+    labeler = instantiate(cfg.pseudo_label).to(device)
+
+    def call(size: int, count: int) -> Callable[[], Any]:
+        part = par_part(labeler, size, device, load_reference(cfg.reference), count)
+        return part.reference if slow and part.reference else part.run
+
+    call(32, 1)()
+    run = call(cfg.crop_size // 2, num_maps)
+    before = peak_memory(device)
+    run()
+    return 1024 * (peak_memory(device) - before)
 
 
 def _powers(points: list[dict[str, float]]) -> dict[str, float]:

@@ -24,7 +24,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/installed ## Train on generated scenes, evaluate, and name the pictures
-	$(RUN) -m wsss_afa.train +experiment=synthetic hydra.run.dir=$(DEMO)
+	$(RUN) -m wsss_afa.train +experiment=demo hydra.run.dir=$(DEMO)
 	$(RUN) -m wsss_afa.evaluate ckpt=$(DEMO)/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/evaluation
 	@echo "Pictures, a column for each stage from activation map to prediction:"
 	@ls $(DEMO)/pictures/*.png $(DEMO)/evaluation/pictures/*.png

@@ -106,6 +106,14 @@ def test_every_experiment_builds(experiment, labels, tmp_path):
     instantiate(cfg.loss), instantiate(cfg.optim)
 
 
+def test_the_demo_has_all_three_phases():
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        cfg = hydra.compose("train", ["+experiment=demo"])
+    labels = cfg.pseudo_label
+    assert labels.stage == "afa"
+    assert 0 < labels.start_step < labels.propagation_step < cfg.trainer.max_steps
+
+
 def test_training_leaves_what_the_readme_promises(trained):
     results = json.loads((trained / "metrics.json").read_text())
     assert results["last"]["step"] == 6

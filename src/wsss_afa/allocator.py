@@ -7,8 +7,10 @@ the next one: a fifth of a step's time on a CPU at crop 512.
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,4 +32,7 @@ def peak_memory(device: torch.device) -> float:
     """Largest memory so far in GiB: the device's, or the process's resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) / 2**20  # of this program alone; rusage keeps its parent's
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path):
 
 
 def small_config(*overrides):
-    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         return compose("benchmark", [*SMALL, *overrides])
 
 

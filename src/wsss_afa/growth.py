@@ -54,14 +54,11 @@ def print_growth(growth: dict[str, Any], console: Console) -> None:
 
 def measure_par_growth(cfg: DictConfig) -> list[dict[str, float]]:
     """MiB that PAR needs for so many maps at half the crop, and the slow reference's if there is one."""
-    reference = cfg.reference is not None
-    found = []
-    for count in track(list(cfg.par_maps), description="maps"):
-        point = {"maps": count, "mib": _apart(_one_par, cfg, count, False)}
-        if reference:
-            point["reference_mib"] = _apart(_one_par, cfg, count, True)
-        found.append(point)
-    return found
+    measured = {"mib": "run"} | ({"reference_mib": "reference"} if cfg.reference else {})
+    return [
+        {"maps": count} | {key: _apart(_one_par, cfg, count, which) for key, which in measured.items()}
+        for count in track(list(cfg.par_maps), description="maps")
+    ]
 
 
 def print_par_growth(points: list[dict[str, float]], console: Console) -> None:
@@ -115,18 +112,16 @@ def _one_step(config: dict[str, Any]) -> tuple[float, float]:
     return statistics.median(seconds[1:]), peak_memory(device) - before
 
 
-def _one_par(config: dict[str, Any], num_maps: int, slow: bool) -> float:
-    """MiB that one call needs beside its input, what a first call loads not counted."""
+def _one_par(config: dict[str, Any], num_maps: int, which: str) -> float:
+    """MiB that one ``run`` or ``reference`` needs beside its input, what a first call loads not counted."""
     cfg = OmegaConf.create(config)
     device = torch.device(cfg.device)
-    labeler = instantiate(cfg.pseudo_label).to(device)
-
-    def call(size: int, count: int) -> Callable[[], Any]:
-        part = par_part(labeler, size, device, load_reference(cfg.reference), count)
-        return part.reference if slow and part.reference else part.run
-
-    call(32, 1)()
-    run = call(cfg.crop_size // 2, num_maps)
+    labeler, slow = instantiate(cfg.pseudo_label).to(device), load_reference(cfg.reference)
+    first, run = (
+        getattr(par_part(labeler, size, device, slow, count), which)
+        for size, count in ((32, 1), (cfg.crop_size // 2, num_maps))
+    )
+    first()
     before = peak_memory(device)
     run()
     return 1024 * (peak_memory(device) - before)

@@ -118,11 +118,13 @@ def multi_scale_cam(
             twin = resize(activate(scaled.flip(-1)), (height, width)).flip(-1)
             merged = torch.where(merged > twin, merged, twin)
         total = total + torch.where(merged > 0, merged, 0.0)
-    normalised = []
-    for one in total:
-        shifted = one - one.min()
-        normalised.append(shifted / (shifted.max() + 1e-5))
-    return torch.stack(normalised)
+    return normalize(total)
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Each of the maps (C, H, W) shifted and scaled to [0, 1]."""
+    shifted = [one - one.min() for one in maps]
+    return torch.stack([one / (one.max() + 1e-5) for one in shifted])
 
 
 # Pseudo labels of one image
@@ -202,16 +204,24 @@ def propagated_label(
     refine: Callable[[Tensor, Tensor], Tensor],
     walk: Callable[[Tensor], Tensor],
     grid: tuple[int, int],
+    normalized: bool = False,
 ) -> Tensor:
-    """The label (H, W) after the random walk ``walk`` on the token grid and PAR in the box; see above."""
+    """The label (H, W) after the random walk ``walk`` on the token grid and PAR in the box; see above.
+
+    The walk moves scores or, ``normalized``, the map, of which each class is then scaled to [0, 1] again.
+    """
     size = cam.shape[-2:]
     top, bottom, left, right = box
     crop = rgb[:, top:bottom, left:right]
     half = (crop.shape[-2] // 2, crop.shape[-1] // 2)
     labels = []
     for beta in thresholds:
-        maps, ids = own_maps(resize(cam, grid), tags, beta)
-        full = resize(walk(maps.softmax(dim=0)), size)[:, top:bottom, left:right]
+        coarse = resize(cam, grid)
+        if normalized:
+            coarse = normalize(walk(coarse))
+        maps, ids = own_maps(coarse, tags, beta)
+        scores = maps.softmax(dim=0) if normalized else walk(maps.softmax(dim=0))
+        full = resize(scores, size)[:, top:bottom, left:right]
         refined = refine(resize(crop, half), resize(full, half, align_corners=True))
         label = torch.zeros(size, dtype=torch.long)
         label[top:bottom, left:right] = best_ids(resize(refined, crop.shape[-2:]), ids)

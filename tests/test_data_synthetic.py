@@ -117,6 +117,7 @@ def test_tags_are_the_classes_of_the_mask(num_classes: int, max_objects: int, si
         150, size=size, num_classes=num_classes, max_objects=max_objects, split="val", with_mask=True
     )
     counts = set()
+    np.testing.assert_array_equal(scenes.labels, [sample["class_label"] == 1 for sample in scenes])
     for sample in scenes:
         pixels = np.bincount(sample["mask"].ravel(), minlength=num_classes + 1)
         assert len(pixels) == num_classes + 1

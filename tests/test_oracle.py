@@ -170,6 +170,13 @@ def test_missed_affinity_and_more_steps_make_false_affinity_worse(gains):
     assert gains["border, log steps 3"][1] < gains["border"][1] - 5
 
 
+def test_a_walk_that_is_normalized_keeps_what_a_high_background_would_take():
+    chosen = "curves=[{},{normalize:true}]"
+    results, plain = study("studies=[propagation]", "false_affinity=[0.0]", "backgrounds=[0.55]", chosen)
+    _, found = curves(results["propagation"], plain["walk"])
+    assert found["border, normalize"][0][1] > found["border"][0][1] + 5
+
+
 @pytest.fixture
 def program(monkeypatch, tmp_path):
     def start(*overrides):

@@ -12,7 +12,7 @@ from wsss_afa.models.afa import AFANet
 from wsss_afa.models.mix_transformer import MixTransformer
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.ops.pseudo_label import PseudoLabeler
+from wsss_afa.ops.pseudo_label import PseudoLabeler, best_class, own_classes
 from wsss_afa.ops.random_walk import RandomWalkPropagation
 from wsss_afa.types import (
     MEAN,
@@ -95,7 +95,7 @@ def refine(rgb: Tensor, maps: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def expected(batch: Batch) -> dict[str, Tensor]:
     """CAM, PAR and propagated labels, image by image."""
-    made: dict[str, list[Tensor]] = {"cam": [], "par": [], "propagated": []}
+    made: dict[str, list[Tensor]] = {"cam": [], "par": [], "propagated": [], "normalized": []}
     for image, tags, box in zip(batch["image"], TAGS.tolist(), BOXES, strict=True):
         cam = reference.multi_scale_cam(lambda x: Blobs().activate(x[None]).cam[0], image, (1, 0.5, 1.5))
         large = Blobs().activate(reference.resize(image, (48, 72))[None])
@@ -105,9 +105,11 @@ def expected(batch: Batch) -> dict[str, Tensor]:
         made["cam"].append(reference.cam_label(cam, tags, *THRESHOLDS, box))
         made["par"].append(reference.refined_label(rgb, cam, tags, box, THRESHOLDS, refine))
         walk = lambda maps, a=affinity: reference.propagate(maps, a, RADIUS)  # noqa: E731
-        made["propagated"].append(
-            reference.propagated_label(rgb, cam, tags, box, THRESHOLDS, refine, walk, (6, 9))
-        )
+        for name in ("propagated", "normalized"):
+            label = reference.propagated_label(
+                rgb, cam, tags, box, THRESHOLDS, refine, walk, (6, 9), normalized=name == "normalized"
+            )
+            made[name].append(label)
     return {name: torch.stack(labels) for name, labels in made.items()}
 
 
@@ -122,9 +124,10 @@ def assert_same_label(ours: Tensor, theirs: Tensor) -> None:
 
 def test_the_example_has_everything(expected):
     assert set(expected["cam"][1].unique().tolist()) == {0, 1, 3, 4, 255}
-    for name in ("par", "propagated"):
+    labels = ("par", "propagated", "normalized")
+    for name, other in zip(labels, labels[1:] + labels[:1], strict=True):
         assert {0, 255} < set(expected[name].unique().tolist())
-    assert (expected["par"] != expected["propagated"]).float().mean() > 0.01
+        assert (expected[name] != expected[other]).float().mean() > 0.01
 
 
 def test_cam_label_of_the_baseline(batch, expected):
@@ -145,6 +148,23 @@ def test_propagated_label(batch, expected):
     assert_same_label(labels.segmentation, expected["propagated"])
     refined = run(make_labeler(), batch, REFINED)
     assert torch.equal(labels.affinity, refined.affinity)  # still taught by the refined label
+
+
+def test_normalized_propagated_label(batch, expected):
+    labels = run(make_labeler(normalize_propagated=True), batch, PROPAGATED)
+    assert_same_label(labels.segmentation, expected["normalized"])
+
+
+def test_normalizing_keeps_an_object_that_the_walk_averages():
+    """Half of an object fires; its affinity is whole, so that a walk makes its mean of every cell."""
+    cam = torch.tensor([[1.0, 1.0, 0.1, 0.1, 0.0, 0.0]]).view(1, 1, 1, 6)
+    affinity = torch.block_diag(torch.ones(4, 4), torch.eye(2))[None]
+    activation = Activation(cam, AffinityTokens([], [], (1, 6)))
+    classes = own_classes(torch.ones(1, 1))
+    for normalized, object_label in ((False, 0), (True, 1)):
+        labeler = make_labeler(propagate=RandomWalkPropagation(8), normalize_propagated=normalized)
+        (scores,) = labeler.propagated_maps(activation, affinity, classes, [0.6])
+        assert best_class(scores, classes).flatten().tolist() == [object_label] * 4 + [0, 0]
 
 
 def test_affinity_from_the_propagated_label(batch, expected):
@@ -168,6 +188,7 @@ FORMS = {
     "par": {"propagate": None},
     "afa": {},
     "coco": {"affinity_from_propagated": True},
+    "normalized": {"normalize_propagated": True},
     "quarter": {"downscale": 4},
     "full": {"downscale": 1},
 }

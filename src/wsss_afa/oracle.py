@@ -32,6 +32,7 @@ from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.data.whole_file import write_whole
 from wsss_afa.metrics import class_iou, count_pairs
+from wsss_afa.ops.cam import normalize_cam
 from wsss_afa.ops.dense_crf import DenseCRF
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.pseudo_label import class_scores, own_classes
@@ -144,8 +145,13 @@ def propagation(scene: Scene, cfg: Config) -> Iterator[Labelled]:
         how = {key: walk[key] for key in ("radius", "power", "num_log_steps")}
         for false in cfg["false_affinity"]:
             affinity = scene.affinity(walk["kind"], false, walk["missed"], walk["radius"])
-            moved = resize(propagate(scores, affinity, **how), scene.size).chunk(len(own), dim=1)
-            yield Labelled("propagation", {**walk, "false": false}, own, _best(scene, moved))
+            if walk["normalize"]:
+                walked = normalize_cam(propagate(cam, affinity, **how))
+                moved = torch.cat([_scores(walked, beta) for beta in own], dim=1)
+            else:
+                moved = propagate(scores, affinity, **how)
+            maps = resize(moved, scene.size).chunk(len(own), dim=1)
+            yield Labelled("propagation", {**walk, "false": false}, own, _best(scene, maps))
 
 
 def refine(

@@ -42,7 +42,7 @@ def curves(records: Sequence[Record], walk: Record) -> tuple[float, dict[str, li
 
 def _title(record: Record, walk: Record) -> str:
     changed = [
-        f"{key.removeprefix('num_').replace('_', ' ')} {record[key]:g}"
+        key if record[key] is True else f"{key.removeprefix('num_').replace('_', ' ')} {record[key]:g}"
         for key in walk
         if key != "kind" and record[key] != walk[key]
     ]
@@ -182,7 +182,7 @@ def _draw_propagation(records: Sequence[Record], walk: Record) -> Figure:
     for name in lines:
         kind, *changes = name.split(", ")
         for change in changes[:1]:
-            group = groups.setdefault(change.rpartition(" ")[0], [])
+            group = groups.setdefault(change.rpartition(" ")[0] or change, [])
             group += [each for each in (kind, name) if each in lines and each not in group]
     figure, panels = _panels(list(groups), "gain in mIoU (points)")
     for axes, names in zip(panels, groups.values(), strict=True):

@@ -188,7 +188,7 @@ def describe_batch(trainer: L.Trainer, data: AFADataModule) -> str:
     factors = f"{world} process{'es' if world > 1 else ''} × {data.batch_size // (world * parts)}"
     if parts > 1:
         factors += f" × {parts} parts"
-    passes = trainer.max_steps * data.batch_size / max(1, len(data.train_tags))
+    passes = trainer.max_steps * data.batch_size / max(1, data.num_train_images)
     return f"{data.batch_size} images a step, {factors}; the run sees each image {passes:.2g} times"
 
 

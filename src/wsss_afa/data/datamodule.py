@@ -91,6 +91,12 @@ class AFADataModule(L.LightningDataModule, ABC):
         return self._train.labels
 
     @property
+    def num_train_images(self) -> int:
+        """Training images; ``setup("fit")`` comes first."""
+        assert self._train is not None, "setup('fit') comes first"
+        return len(self._train)
+
+    @property
     def num_val_images(self) -> int:
         """Validation images; 0 where no validation is set up."""
         return 0 if self._val is None else len(self._val)

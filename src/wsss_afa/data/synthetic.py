@@ -11,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import cv2
@@ -179,10 +180,14 @@ class SyntheticScenes:
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
         self.summary = f"{length} generated scenes for {split}"
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
-        """Tags of all scenes, (n, C); each is drawn to know them, in some milliseconds."""
-        return np.array([self[index]["class_label"] for index in range(self.length)], bool)
+        """Tags of all scenes, (n, C); the first time each scene's objects are placed, but not painted."""
+        labels = np.zeros((self.length, len(self.class_names)), bool)
+        for index in range(self.length):
+            objects, _ = self._place(self._rng(index))
+            labels[index, [item.category for item in objects]] = True
+        return labels
 
     def __len__(self) -> int:
         return self.length
@@ -190,19 +195,24 @@ class SyntheticScenes:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        num_classes = len(self.class_names)
-        objects, mask = _place(rng, self.size, num_classes, self.max_objects)
+        rng = self._rng(index)
+        objects, mask = self._place(rng)
         canvas = _background(rng, self.size).astype(np.float32)
         for item in objects:
             _paint(canvas, item, self._hue(rng, item.category), rng)
-        class_label = np.zeros(num_classes, np.float32)
+        class_label = np.zeros(len(self.class_names), np.float32)
         class_label[[item.category for item in objects]] = 1
         image, name = _add_pixel_noise(canvas, rng), f"{self.split}_{index:06d}"
         sample = Sample(image=image, class_label=class_label, name=name)
         if self.with_mask:
             sample["mask"] = mask
         return sample
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+
+    def _place(self, rng: np.random.Generator) -> tuple[list[_Object], NDArray[np.uint8]]:
+        return _place(rng, self.size, len(self.class_names), self.max_objects)
 
     def _hue(self, rng: np.random.Generator, category: int) -> float:
         if rng.random() < self.hue_probability:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wsss_afa.ops.affinity import affinity_label
 from wsss_afa.ops.attention import attention_affinity
 from wsss_afa.ops.boxes import resize_boxes
-from wsss_afa.ops.cam import Localizer, MultiScaleCAM
+from wsss_afa.ops.cam import Localizer, MultiScaleCAM, normalize_cam
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
 from wsss_afa.ops.resize import resize
@@ -162,6 +162,9 @@ class PseudoLabeler(nn.Module):
             released program passes the image again, which differs by drop path only.
         downscale: factor by which images are reduced before refinement.
         raw_attention: propagate with the attention itself instead of the affinity learned from it (table 3).
+        normalize_propagated: propagate the maps and normalise them again before they meet the background
+            scores. In the method their scores are propagated, and a walk that averages over an object may
+            bring the whole of it below the background.
         mean: of the image's normalisation, 0…255.
         std: of the image's normalisation, 0…255.
     """
@@ -182,6 +185,7 @@ class PseudoLabeler(nn.Module):
         reuse_training_pass: bool = True,
         downscale: int = 2,
         raw_attention: bool = False,
+        normalize_propagated: bool = False,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ):
@@ -201,6 +205,7 @@ class PseudoLabeler(nn.Module):
         self.reuse_training_pass = reuse_training_pass
         self.downscale = downscale
         self.raw_attention = raw_attention
+        self.normalize_propagated = normalize_propagated
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -310,9 +315,13 @@ class PseudoLabeler(nn.Module):
         ``backgrounds`` are low and high unless others are given.
         """
         backgrounds = backgrounds or (self.low, self.high)
-        scores = _scores(resize(activation.cam, activation.tokens.grid), classes, backgrounds)
+        cam = resize(activation.cam, activation.tokens.grid)
         assert self.propagate is not None
-        return list(self.propagate(scores, affinity).chunk(len(backgrounds), dim=1))
+        if self.normalize_propagated:
+            scores = _scores(normalize_cam(self.propagate(cam, affinity)), classes, backgrounds)
+        else:
+            scores = self.propagate(_scores(cam, classes, backgrounds), affinity)
+        return list(scores.chunk(len(backgrounds), dim=1))
 
     def refine_in_box(self, rgb: Tensor, maps: Sequence[Tensor], box: Tensor) -> list[Tensor]:
         """PAR inside each image's box alone, of maps on any grid: each (B, G, H, W), 0 outside the box."""

@@ -165,21 +165,6 @@ def test_bfloat16_trains(run, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["last"]["val/miou_seg"] >= 0
 
 
-@pytest.mark.slow
-def test_two_processes_train_with_the_same_total_batch(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "wsss_afa.train",
-        *SMALL,
-        "trainer.devices=2",
-        f"hydra.run.dir={tmp_path}",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 6
-
-
 def tagged_folder(root: Path) -> Path:
     """Two photos, of a class each."""
     for name in ("cat", "dog"):

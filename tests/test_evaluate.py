@@ -107,13 +107,16 @@ def arguments(checkpoint, folder, *more):
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(checkpoint, tmp_path):
+def test_two_processes_score_as_one(run, checkpoint, tmp_path):
     """Seven images: one process has four of them, the other three."""
-    for devices in (1, 2):
-        words = arguments(checkpoint, tmp_path / str(devices), f"trainer.devices={devices}")
-        command = [sys.executable, "-m", "wsss_afa.evaluate", *words, "callbacks.pictures.num_images=0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
+    alone, both = (
+        arguments(checkpoint, tmp_path / n, f"trainer.devices={n}", "callbacks.pictures.num_images=0")
+        for n in ("1", "2")
+    )
+    assert run(evaluate, *alone)[0] == 0
+    command = [sys.executable, "-m", "wsss_afa.evaluate", *both]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     one, two = (json.loads((tmp_path / str(n) / "metrics.json").read_text()) for n in (1, 2))
     assert one == two
     assert 0 < one["val/miou_seg"] < 100

@@ -220,7 +220,9 @@ def propagated_label(
         if normalized:
             coarse = normalize(walk(coarse))
         maps, ids = own_maps(coarse, tags, beta)
-        scores = maps.softmax(dim=0) if normalized else walk(maps.softmax(dim=0))
+        scores = maps.softmax(dim=0)
+        if not normalized:
+            scores = walk(scores)
         full = resize(scores, size)[:, top:bottom, left:right]
         refined = refine(resize(crop, half), resize(full, half, align_corners=True))
         label = torch.zeros(size, dtype=torch.long)

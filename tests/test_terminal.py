@@ -279,10 +279,10 @@ def test_every_extra_that_an_error_names_exists():
 
 @pytest.mark.slow
 def test_two_processes_train_with_the_same_total_batch_and_warn_of_nothing(tmp_path):
-    command = [sys.executable, "-m", "wsss_afa.train", *SMALL, "trainer.devices=2", "trainer.strategy=ddp"]
-    command += ["trainer.max_steps=4", "pseudo_label.start_step=1", f"hydra.run.dir={tmp_path}"]
+    command = [sys.executable, "-m", "wsss_afa.train", *SMALL, "trainer.devices=2", "trainer.max_steps=6"]
+    command += ["pseudo_label.start_step=1", "pseudo_label.propagation_step=3", f"hydra.run.dir={tmp_path}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("2 images a step, 2 processes × 1;") == 1
     assert done.stdout.count("\ndone ") == 1
-    assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 4
+    assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 6

@@ -32,15 +32,15 @@ from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.data.whole_file import write_whole
 from wsss_afa.metrics import class_iou, count_pairs
-from wsss_afa.ops.cam import normalize_cam
+from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.dense_crf import DenseCRF
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.ops.pseudo_label import class_scores, own_classes
-from wsss_afa.ops.random_walk import propagate
+from wsss_afa.ops.pseudo_label import PseudoLabeler, class_scores, own_classes
+from wsss_afa.ops.random_walk import RandomWalkPropagation
 from wsss_afa.ops.resize import resize
 from wsss_afa.oracle_maps import KINDS, Scene, make_scene
 from wsss_afa.oracle_report import draw, print_tables
-from wsss_afa.types import UserError
+from wsss_afa.types import Activation, AffinityTokens, UserError
 from wsss_afa.visualize import save_figure
 
 Config = dict[str, Any]
@@ -139,18 +139,21 @@ def propagation(scene: Scene, cfg: Config) -> Iterator[Labelled]:
     cam = scene.coarse_map(**cfg["start"])
     plain = [_scores(_enlarged(scene, **cfg["start"]), beta) for beta in own]
     yield Labelled("propagation", {"false": None}, own, _best(scene, plain))
-    scores = torch.cat([_scores(cam, beta) for beta in own], dim=1)  # (1, β · (G + 1), h, w)
+    activation = Activation(cam, AffinityTokens([], [], (cam.shape[-2], cam.shape[-1])))
+    classes = own_classes(torch.ones(cam.shape[:2]))
     for curve in cfg["curves"]:
         walk = {**cfg["walk"], **curve}
         how = {key: walk[key] for key in ("radius", "power", "num_log_steps")}
+        labeler = PseudoLabeler(
+            MultiScaleCAM(),
+            PixelAdaptiveRefinement(),
+            RandomWalkPropagation(**how),
+            normalize_propagated=walk["normalize"],
+        )
         for false in cfg["false_affinity"]:
             affinity = scene.affinity(walk["kind"], false, walk["missed"], walk["radius"])
-            if walk["normalize"]:
-                walked = normalize_cam(propagate(cam, affinity, **how))
-                moved = torch.cat([_scores(walked, beta) for beta in own], dim=1)
-            else:
-                moved = propagate(scores, affinity, **how)
-            maps = resize(moved, scene.size).chunk(len(own), dim=1)
+            moved = labeler.propagated_maps(activation, affinity, classes, own)
+            maps = [resize(scores, scene.size) for scores in moved]
             yield Labelled("propagation", {**walk, "false": false}, own, _best(scene, maps))
 
 

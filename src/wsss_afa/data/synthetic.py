@@ -11,7 +11,6 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import cv2
@@ -180,9 +179,9 @@ class SyntheticScenes:
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
         self.summary = f"{length} generated scenes for {split}"
 
-    @cached_property
+    @property
     def labels(self) -> NDArray[np.bool_]:
-        """Tags of all scenes, (n, C); the first time each scene's objects are placed, but not painted."""
+        """Tags of all scenes, (n, C); each scene's objects are placed to know them, but not painted."""
         labels = np.zeros((self.length, len(self.class_names)), bool)
         for index in range(self.length):
             objects, _ = self._place(self._rng(index))

@@ -103,7 +103,7 @@ def execute(name: str, folder: Path, probe: str) -> tuple[nbformat.NotebookNode,
     notebook.cells.append(nbformat.v4.new_code_cell(f"{probe}\nprint(json.dumps(probe))"))
     client = NotebookClient(
         notebook,
-        timeout=600,
+        timeout=120,  # a cell takes seconds; a reply whose arrival the client missed is found when this ends
         startup_timeout=300,
         resources={"metadata": {"path": str(folder)}},
     )

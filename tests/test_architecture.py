@@ -27,7 +27,7 @@ ENTRY_POINTS = {
         "export",
         "benchmark",
         "prepare",
-        "inspect",
+        "inspect_data",
         "shard",
         "voc_server",
         "oracle",

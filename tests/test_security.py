@@ -32,7 +32,7 @@ from wsss_afa.data.voc import parse_tags
 from wsss_afa.errors import UserError
 from wsss_afa.methods import recipe as checkpoint
 from wsss_afa.methods.recipe import build, load
-from wsss_afa.models.backbones.timm_pyramid import TimmFeatures
+from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.models.weights import read_weights
 from wsss_afa.prepare import read_manifest as read_preparation
 
@@ -59,7 +59,7 @@ DOORS = {
     "ckpt=": load,
     "resume=": lambda path: resume_point(str(path), path.parent / "none", {}),
     "pretrained=": lambda path: read_weights(str(path)),
-    "pretrained= of timm": lambda path: TimmFeatures("resnet10t", pretrained=str(path)),
+    "pretrained= of timm": lambda path: TimmPyramid("resnet10t", pretrained=str(path)),
 }
 
 

@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.inspection import Finding, Look, Split, choose, describe, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
@@ -42,7 +42,7 @@ def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
     """The splits that can be read, and what keeps the others from it."""
     try:
         as_stored = {"max_side": None} if "max_side" in cfg.data else {}
-        data: AFADataModule = instantiate(cfg.data, **as_stored)
+        data: TaggedDataModule = instantiate(cfg.data, **as_stored)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             return {}, _layout(error.__cause__)

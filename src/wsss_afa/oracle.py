@@ -29,7 +29,7 @@ from rich.progress import track
 from torch import Tensor
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
@@ -231,7 +231,7 @@ def _need(valid: bool, name: str, value: object, need: str) -> None:
 
 
 @torch.no_grad()
-def run(cfg: Config, data: AFADataModule, crf: DenseCRF, console: Console) -> Config:
+def run(cfg: Config, data: TaggedDataModule, crf: DenseCRF, console: Console) -> Config:
     """Make all studies; return their records by study, ``images`` and what they are of."""
     check(cfg)
     images = data.make_val_set()

@@ -5,9 +5,7 @@ A file that fails is reported at the end and does not stop the others; the exit 
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -21,91 +19,13 @@ from rich.console import Console
 from rich.progress import track
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.folder.records import IMAGE_SUFFIXES
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
+from wsss_afa.inference.image_files import RESULTS, find_images, one_line, output_names
 from wsss_afa.inference.prediction import BACKGROUND
 from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.recipe import load
 from wsss_afa.visualize import voc_palette
-
-RESULTS = "predictions.json"
-"""Beside the pictures: what was predicted of every image, and how."""
-_PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}
-"""Of the files in a folder that get an answer, if only an error."""
-
-
-def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Path]]:
-    """Images of files, folders and patterns, in order and each once; and the files left out.
-
-    Of a folder, files with the ending of an image are taken, links to folders, hidden files and folders of
-    results left out. A file that is named is taken whatever its ending, and be it missing: reading it will
-    tell.
-
-    Args:
-        sources: Paths and patterns.
-        out: Folder of the results.
-
-    Raises:
-        UserError: A pattern matches nothing, there is no image, or results would go among the images.
-    """
-    taken: dict[str, Path] = {}
-    left_out: list[Path] = []
-    for path in (path for source in sources for path in _expand(source)):
-        if os.path.isdir(path) and path.resolve() == out.resolve():
-            raise UserError(f"out={one_line(out)} is the folder of the images, need another: change it")
-        for file in _walk(path) if os.path.isdir(path) else [path]:
-            if file == path or file.suffix.lower() in _PHOTO_SUFFIXES or file.is_dir():
-                taken.setdefault(os.path.abspath(file), file)
-            else:
-                left_out.append(file)
-    if not taken:
-        what = ", ".join(map(one_line, sources))
-        raise UserError(f"source={what} has no image, need files such as .jpg or .png: mend the path")
-    return list(taken.values()), left_out
-
-
-def _expand(source: str) -> list[Path]:
-    """The paths that a pattern matches; any other path stands for itself."""
-    path = Path(source).expanduser()
-    if not source or (glob.has_magic(source) and not os.path.lexists(path)):
-        matches = sorted(glob.glob(str(path), recursive=True)) if source else []
-        if not matches:
-            raise UserError(f"source={one_line(source)} matches no file: mend the path or the pattern")
-        return [Path(match) for match in matches]
-    return [path]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, and sub-folders that cannot be listed."""
-    unlisted: list[str] = []
-    for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
-        here = Path(parent)
-        folders[:] = sorted(name for name in folders if not _is_skipped(here / name))
-        yield from (here / name for name in sorted(files) if not name.startswith("."))
-    yield from map(Path, unlisted)
-
-
-def _is_skipped(folder: Path) -> bool:
-    return folder.name.startswith(".") or folder.name == "__MACOSX" or (folder / RESULTS).is_file()
-
-
-def output_names(images: Sequence[Path]) -> list[str]:
-    """A name for the results of each image, all different: its path below the folder that all lie in.
-
-    The ending is dropped where that leaves the name different from all others.
-    """
-    paths = [os.path.abspath(path) for path in images]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    full = [os.path.relpath(path, root) for path in paths]
-    folders = {str(parent) for name in full for parent in Path(name).parents}
-    count = Counter([*full, *(os.path.splitext(name)[0] for name in full)])
-    names = []
-    for name in full:
-        stem, suffix = os.path.splitext(name)
-        unique = count[stem] == 1 + (not suffix) and f"{stem}.png" not in folders
-        names.append(stem if unique else name)
-    return names
 
 
 def predict_all(
@@ -138,9 +58,9 @@ def describe(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
 def open_predictor(cfg: DictConfig) -> Predictor:
     """The predictor that the configuration describes."""
     sizes = Sizes(cfg.long_side, cfg.tile, cfg.overlap, cfg.max_pixels)
-    net, labeler, recipe = load(cfg.ckpt)
-    protocol = instantiate(cfg.protocol, mean=recipe["mean"], std=recipe["std"])
-    return Predictor(net, labeler, recipe, str(cfg.device), protocol, sizes)
+    method = load(cfg.ckpt, cfg.trust)
+    protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
+    return Predictor(method, str(cfg.device), protocol, sizes)
 
 
 def open_folder(out: str) -> Path:
@@ -165,11 +85,6 @@ def as_list(value: object) -> list[str] | None:
     if value is None:
         return None
     return [str(each) for each in value] if isinstance(value, ListConfig) else [str(value)]
-
-
-def one_line(text: object) -> str:
-    """The text with line ends, and what else no terminal prints, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def report(

@@ -21,26 +21,19 @@ from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
 from wsss_afa.callbacks.summary import Summary
 from wsss_afa.cli.allocator import keep_freed_memory
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError
-from wsss_afa.losses.classification import balanced_positive_weight
-from wsss_afa.losses.segmentation import SegmentationLoss
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import Recipe, build
-from wsss_afa.methods.supervised import GivenLabels
-from wsss_afa.types import MEAN, STD
 
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
-    """Collect what a checkpoint needs to rebuild its network."""
-    return Recipe(
-        model=cast(dict[str, Any], OmegaConf.to_container(cfg.model, resolve=True)),
-        pseudo_label=cast(dict[str, Any], OmegaConf.to_container(cfg.pseudo_label, resolve=True)),
-        class_names=list(class_names),
-        mean=list(MEAN),
-        std=list(STD),
-    )
+    """Collect what a checkpoint needs to rebuild its method."""
+    parts = {
+        name: cast(dict[str, Any], OmegaConf.to_container(cfg[name], resolve=True))
+        for name in ("method", "backbone")
+    }
+    return Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
 
 
 def _on_gpu(cfg: DictConfig) -> bool:
@@ -64,33 +57,15 @@ def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
     return cast(L.Trainer, trainer)
 
 
-def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss | SegmentationLoss:
-    """Build the loss; ``loss.positive_weight=balanced`` is resolved with the training tags.
+def use_labels(cfg: DictConfig, data: TaggedDataModule, method: Method) -> None:
+    """Give the training images the labels of the folder ``labels``, for a method that learns from them.
 
     Raises:
-        UserError: The weights are neither null, ``balanced`` nor one for each class.
+        UserError: There is a folder but no such method, it does not fit the data, or none is named.
     """
-    if "positive_weight" not in cfg.loss:
-        return cast(SegmentationLoss, instantiate(cfg.loss))
-    weight = cfg.loss.positive_weight
-    if weight == "balanced":
-        weight = balanced_positive_weight(torch.from_numpy(data.train_tags)).tolist()
-    elif isinstance(weight, str) or (weight is not None and len(weight) != data.num_classes):
-        raise UserError(
-            f"loss.positive_weight={weight}, need null, balanced or {data.num_classes} numbers, one per class"
-        )
-    return cast(AFALoss, instantiate(cfg.loss, positive_weight=weight))
-
-
-def use_labels(cfg: DictConfig, data: AFADataModule, labeler: object) -> None:
-    """Give the training images the labels of the folder ``labels``, for a labeler that hands them on.
-
-    Raises:
-        UserError: There is a folder but no such labeler, it does not fit the data, or none is named.
-    """
-    if isinstance(labeler, GivenLabels):
+    if method.needs_labels:
         if cfg.labels is None:
-            raise UserError("pseudo_label=given has no labels to hand on: name their folder, labels=DIR")
+            raise UserError("method=supervised has no labels to learn from: name their folder, labels=DIR")
         data.use_labels(cfg.labels)
     elif cfg.labels is not None:
         raise UserError(
@@ -105,14 +80,14 @@ def best_score(trainer: L.Trainer) -> float:
     return float("nan") if score is None else score.item()
 
 
-def fit(trainer: L.Trainer, module: AFALightningModule, data: AFADataModule, start: Path | None) -> None:
+def fit(trainer: L.Trainer, method: Method, data: TaggedDataModule, start: Path | None) -> None:
     """Train from a checkpoint or from the beginning.
 
     Raises:
         UserError: The machine failed in a way that its user can mend, or the last checkpoint is not written.
     """
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
     except Exception as error:
         advice = explain(
             error, data.batch_size, data.crop_size, trainer.accumulate_grad_batches, data.num_workers
@@ -138,21 +113,20 @@ def main(cfg: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if not _on_gpu(cfg):
         keep_freed_memory()
-    data: AFADataModule = instantiate(cfg.data)
+    data: TaggedDataModule = instantiate(cfg.data)
     data.setup("fit")
-    recipe = make_recipe(cfg, data.class_names)
-    net, labeler = build(recipe)
-    use_labels(cfg, data, labeler)
+    method = build(make_recipe(cfg, data.class_names), trust=None)
+    method.optim = instantiate(cfg.optim)
+    data.normalize(method.mean, method.std)
+    use_labels(cfg, data, method)
     if cfg.compile:
-        net.backbone.compile()
-        net.decoder.compile()
-    module = AFALightningModule(net, labeler, recipe, make_loss(cfg, data), instantiate(cfg.optim))
+        method.compile_network()
     if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
         cfg.callbacks.best.monitor = "val/map_cls"
     hydra = HydraConfig.get()
     summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
     trainer = make_trainer(cfg, RunRecord(str(folder), settings), Dashboard(str(folder), config), summary)
-    fit(trainer, module, data, start)
+    fit(trainer, method, data, start)
     return best_score(trainer)
 
 

@@ -16,7 +16,8 @@ Shape legend, used in every file:
 
 from __future__ import annotations
 
-from typing import NamedTuple, NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,24 +92,6 @@ class Activation(NamedTuple):
     """Of the same pass, or of the largest scale."""
 
 
-class AFAOutput(NamedTuple):
-    """What one training pass of the network yields."""
-
-    class_logits: Tensor
-    """(B, C)."""
-    seg_logits: Tensor
-    """(B, K, H/4, W/4)."""
-    affinity_logits: Tensor
-    """(B, N, N) symmetric."""
-    activation: Activation
-    """Raw map and tokens of this pass."""
-
-    @property
-    def affinity(self) -> Tensor:
-        """(B, N, N) in [0, 1], symmetric."""
-        return self.affinity_logits.sigmoid()
-
-
 class PseudoLabels(NamedTuple):
     """Supervision made from tags alone; a part is None where no loss uses it."""
 
@@ -116,3 +99,58 @@ class PseudoLabels(NamedTuple):
     """(B, H, W) int64 in [0, C] or 255."""
     affinity: Tensor | None = None
     """(B, N, N) int64: 1 same class, 0 different, 255 ignored."""
+
+
+class Phase(NamedTuple):
+    """Steps that train with the same losses and the same kind of labels."""
+
+    name: str
+    """As the configuration has it."""
+    first: int
+    """First step, counted from 0."""
+
+
+class Evaluation(NamedTuple):
+    """What one pass over evaluation images yields."""
+
+    class_logits: Tensor
+    """(B, C)."""
+    seg_logits: Tensor
+    """(B, K, h, w), on any grid."""
+    labels: dict[str, Tensor]
+    """Labels (B, H, W) int64 in [0, C] by source, of those in `Method.scored`."""
+
+
+class Point(NamedTuple):
+    """A pixel of an object, and what the network makes of it."""
+
+    class_index: int
+    """Foreground class of the object, from 0."""
+    place: tuple[int, int]
+    """Row and column."""
+    maps: dict[str, Tensor]
+    """Maps (H, W) in [0, 1] by title."""
+
+
+class Interpretation(NamedTuple):
+    """What stands between an image and its prediction, for pictures."""
+
+    layers: dict[str, Tensor]
+    """By title, in the order of the method: maps (B, H, W) in [0, 1] or labels (B, H, W) int64."""
+    points: Sequence[Sequence[Point]] = ()
+    """Of each image, if the method has any."""
+
+
+class Backbone(Protocol):
+    """What the rest of the library reads off a backbone."""
+
+    reductions: Sequence[int]
+    """Strides of its feature maps in pixels, finest first."""
+    min_side: int
+    """Shortest side of an image that it takes, in pixels."""
+    mean: Sequence[float]
+    """Of the image's normalisation, RGB, 0…255."""
+    std: Sequence[float]
+    """Of the image's normalisation, RGB, 0…255."""
+    any_size: bool
+    """Whether it can be traced for images of any size."""

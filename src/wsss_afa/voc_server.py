@@ -52,15 +52,15 @@ def open_predictor(cfg: DictConfig) -> Predictor:
     """
     if cfg.ckpt is None:
         raise UserError("ckpt is not set: give a checkpoint, as in ckpt=FILE, or check=PATH")
-    net, labeler, recipe = load(cfg.ckpt)
-    if tuple(recipe["class_names"]) != VOC_CLASSES:
-        names = recipe["class_names"]
+    method = load(cfg.ckpt, cfg.trust)
+    names = method.recipe["class_names"]
+    if tuple(names) != VOC_CLASSES:
         raise UserError(
             f"ckpt={cfg.ckpt} knows {len(names)} classes ({names[0]}, …), need VOC's 20 in their order: give "
             "a checkpoint trained on VOC"
         )
-    protocol = instantiate(cfg.protocol, mean=recipe["mean"], std=recipe["std"])
-    return Predictor(net, labeler, recipe, str(cfg.device), protocol)
+    protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
+    return Predictor(method, str(cfg.device), protocol)
 
 
 def pack(folder: Path, inside: PurePosixPath, archive: Path) -> None:

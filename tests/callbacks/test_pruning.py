@@ -9,9 +9,9 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+
 from quiet import QUIET
 from small_run import SMALL_RUN
-
 from wsss_afa import train
 from wsss_afa.reports.run_log import read_log
 from wsss_afa.reports.sweep_runs import find_runs

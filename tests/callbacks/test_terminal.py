@@ -18,9 +18,9 @@ import hydra
 import lightning.fabric.loggers.tensorboard as board
 import pytest
 from hydra.utils import instantiate
-from quiet import QUIET
 from rich.console import Console
 
+from quiet import QUIET
 from wsss_afa import train
 from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
 from wsss_afa.callbacks.progress import Progress

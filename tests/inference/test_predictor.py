@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from painter import COLOURS, RECIPE, Painter, painter, save_checkpoint, scene
 from PIL import Image
 from torch import nn
 
+from painter import COLOURS, RECIPE, Painter, painter, save_checkpoint, scene
 from wsss_afa.errors import UserError
 from wsss_afa.inference import prediction as prediction_module
 from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.recipe import load
 from wsss_afa.methods.supervised import GivenLabels
-from wsss_afa.models.backbones.timm_pyramid import TimmFeatures
+from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.models.segmentation_net import SegmentationNet
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import MEAN, STD
@@ -222,7 +222,7 @@ def test_heat_maps_are_made_once_when_asked_for():
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_network_of_the_second_stage_predicts(name):
     torch.manual_seed(0)
-    net = SegmentationNet(TimmFeatures(name, pretrained=None), num_classes=3, decoder_dim=16)
+    net = SegmentationNet(TimmPyramid(name, pretrained=None), num_classes=3, decoder_dim=16)
     nn.init.normal_(net.decoder.predict.weight, std=2)
     predictor = Predictor(net, GivenLabels(), RECIPE, "cpu", sizes=Sizes(tile=64, overlap=32))
     rgb = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import log_loss
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import reference
 from wsss_afa.losses.affinity import affinity_loss
 from wsss_afa.losses.classification import classification_loss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import reference
 from wsss_afa.errors import UserError
 from wsss_afa.methods.afa.network import AFANet, AffinityHead, parameter_kinds
 from wsss_afa.models.backbones.mix_transformer import MixTransformer, attention_logits

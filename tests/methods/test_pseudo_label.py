@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import reference
 from wsss_afa.errors import UserError
 from wsss_afa.methods.afa.network import AFANet
 from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-import reference
 import torch
 from torch import Tensor
 
+import reference
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.ops.labels import (
     best_class,

@@ -13,8 +13,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from quiet import QUIET
 
+from quiet import QUIET
 from wsss_afa import train
 from wsss_afa.data.label_folder import LabelFolder, LabelledImages
 from wsss_afa.data.synthetic import SyntheticDataModule, SyntheticScenes
@@ -27,7 +27,7 @@ from wsss_afa.methods.afa.network import AFANet, parameter_kinds
 from wsss_afa.methods.recipe import load
 from wsss_afa.methods.supervised import GivenLabels
 from wsss_afa.models.backbones.mix_transformer import mix_transformer
-from wsss_afa.models.backbones.timm_pyramid import TimmFeatures
+from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.models.segmentation_net import SegmentationNet, SegmentationOutput
 from wsss_afa.types import PseudoLabels
 from wsss_afa.visualize import save_label
@@ -112,7 +112,7 @@ def test_the_loss_is_cross_entropy_over_labelled_pixels():
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "pvt_v2_b0", "mobilenetv3_small_050"])
 def test_any_timm_backbone_gives_four_maps_of_any_image(name):
-    backbone = TimmFeatures(name, pretrained=None).eval()
+    backbone = TimmPyramid(name, pretrained=None).eval()
     with torch.no_grad():
         features = backbone(torch.randn(1, 3, 70, 33)).features
     wanted = [
@@ -123,7 +123,7 @@ def test_any_timm_backbone_gives_four_maps_of_any_image(name):
 
 
 def test_timm_maps_that_lie_channels_last_are_turned():
-    backbone = TimmFeatures("swin_tiny_patch4_window7_224", pretrained=None).eval()
+    backbone = TimmPyramid("swin_tiny_patch4_window7_224", pretrained=None).eval()
     with torch.no_grad():
         features = backbone(torch.randn(1, 3, 224, 224)).features
     assert [feature.shape[1] for feature in features] == backbone.channels
@@ -132,7 +132,7 @@ def test_timm_maps_that_lie_channels_last_are_turned():
 def test_timm_weights_are_read_from_a_file(tmp_path):
     source = timm.create_model("resnet10t", pretrained=False)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    backbone = TimmFeatures("resnet10t", pretrained=str(tmp_path / "weights.pth"))
+    backbone = TimmPyramid("resnet10t", pretrained=str(tmp_path / "weights.pth"))
     own = backbone.model.state_dict()
     assert len(own) > 30
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in own.items())
@@ -148,19 +148,19 @@ def test_timm_weights_are_read_from_a_file(tmp_path):
 )
 def test_mistakes_about_timm(arguments, pattern):
     with pytest.raises(UserError, match=pattern):
-        TimmFeatures(*arguments)
+        TimmPyramid(*arguments)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(timm.create_model("resnet10t", pretrained=False).state_dict(), tmp_path / "weights.pth")
     for name in ("convnext_atto", "pvt_v2_b0"):  # of the second timm would take nothing, and not mind
         with pytest.raises(UserError, match=f"{name}.*weights|weights of {name}"):
-            TimmFeatures(name, pretrained=str(tmp_path / "weights.pth"))
+            TimmPyramid(name, pretrained=str(tmp_path / "weights.pth"))
 
 
 def test_every_parameter_has_one_kind():
     afa = AFANet(mix_transformer("tiny"), 3, decoder_dim=8)
-    plain = SegmentationNet(TimmFeatures("resnet10t", pretrained=None), 3, decoder_dim=8)
+    plain = SegmentationNet(TimmPyramid("resnet10t", pretrained=None), 3, decoder_dim=8)
     for net in (afa, plain):
         kinds = parameter_kinds(net)
         listed = [parameter for kind in kinds.values() for parameter in kind]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
+import reference
 from wsss_afa.models.decoders import MLPDecoder
 
 CHANNELS = (3, 4, 5, 6)

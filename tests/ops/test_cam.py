@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import reference
 from wsss_afa.errors import UserError
 from wsss_afa.ops.cam import MultiScaleCAM, normalize_cam
 from wsss_afa.types import Activation, AffinityTokens

@@ -14,14 +14,14 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from released import add_toy, random_net, save_toy
 
+from released import add_toy, random_net, save_toy
 from wsss_afa import export
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import load
-from wsss_afa.models.backbones.timm_pyramid import TimmFeatures
+from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.models.segmentation_net import SegmentationNet
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.types import MEAN, STD
@@ -235,6 +235,6 @@ def test_networks_that_lack_something(net):
     assert export.Exportable(plain, recipe, "segmentation").outputs == ("probability",)
     with pytest.raises(UserError, match="part=cam needs activation maps, SegmentationNet has none"):
         export.Exportable(plain, recipe, "cam")
-    other = SegmentationNet(TimmFeatures("resnet10t", pretrained=None), 1, 8)
-    with pytest.raises(UserError, match="backbone is TimmFeatures, need a Mix Transformer"):
+    other = SegmentationNet(TimmPyramid("resnet10t", pretrained=None), 1, 8)
+    with pytest.raises(UserError, match="backbone is TimmPyramid, need a Mix Transformer"):
         export.Exportable(other, recipe, "segmentation")

@@ -11,9 +11,9 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
-from painter import RECIPE, run_predict, save_checkpoint, scene
 from PIL import Image
 
+from painter import RECIPE, run_predict, save_checkpoint, scene
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor, Sizes

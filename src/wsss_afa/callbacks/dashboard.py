@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from wsss_afa.callbacks.scores import COLUMNS
 from wsss_afa.loggers.dashboards import screens, step_of, tell
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 from wsss_afa.visualize import confusion_figure, to_pixels
 
 
@@ -45,7 +45,7 @@ class Dashboard(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show IoU by class and the confusion matrix of the segmentation."""
-        assert isinstance(pl_module, AFALightningModule)
+        assert isinstance(pl_module, Method)
         ious = pl_module.class_table() if screens(trainer) and not trainer.sanity_checking else {}
         if not ious:
             return

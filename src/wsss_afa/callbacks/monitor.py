@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from wsss_afa.cli.allocator import peak_memory
-from wsss_afa.methods.base import AFALightningModule, is_logged
+from wsss_afa.methods.base import Method, is_logged
 from wsss_afa.types import Batch
 
 PARTS = ("data", "forward", "labels", "backward", "optimizer")
@@ -68,11 +68,11 @@ class StepMonitor(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and let it know when pseudo labels are made."""
-        assert isinstance(pl_module, AFALightningModule)
+        assert isinstance(pl_module, Method)
         self._clock = Clock(pl_module.device)
         self._images = self._steps = 0
         if trainer.loggers and trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            labeler = pl_module.labeler
+            labeler = getattr(pl_module, "labeler", pl_module.cam)
             self._hooks = [
                 labeler.register_forward_pre_hook(lambda *_: self._clock.mark("forward")),
                 labeler.register_forward_hook(lambda *_: self._clock.mark("labels")),

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
-from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa import types
 
 WARM_UP = 5
 """Steps at the beginning of a phase that are not measured: loaders start, libraries choose algorithms."""
@@ -37,33 +36,18 @@ class Phase(NamedTuple):
         return f"{self.name} {self.first}–{self.end - 1}"
 
 
-def plan(labeler: PseudoLabeler | GivenLabels, max_steps: int) -> list[Phase]:
+def plan(phases: Sequence[types.Phase], max_steps: int) -> list[Phase]:
     """The phases of a run that have a step, in their order.
 
     Args:
-        labeler: knows from which step on labels are made, and which.
+        phases: of the method.
         max_steps: optimiser steps of the run.
     """
-    if isinstance(labeler, GivenLabels):
-        return [Phase("given labels", 0, max_steps, 1.0)]
-    start, propagation = labeler.start_step + 1, labeler.propagation_step + 1  # a step beyond has them
-    if labeler.propagate is None:
-        propagation = max_steps
-    own = "thresholded activation maps" if labeler.refine is None else "refined labels"
-    cost = 1 + _label_passes(labeler) / 3
-    phases = [
-        Phase("classification", 0, min(start, max_steps), 1.0),
-        Phase(own, start, min(propagation, max_steps), cost),
-        Phase("propagated labels", max(start, propagation), max_steps, cost),
+    ends = [phase.first for phase in phases[1:]] + [max_steps]
+    found = [
+        Phase(each.name, each.first, min(end, max_steps), 1.0) for each, end in zip(phases, ends, strict=True)
     ]
-    return [phase for phase in phases if phase.end > phase.first]
-
-
-def _label_passes(labeler: PseudoLabeler) -> float:
-    """Forward passes of the activation map, in passes of a crop."""
-    scales = labeler.cam.scales
-    known = labeler.reuse_training_pass and 1.0 in scales
-    return sum(scale**2 for scale in scales) * (1 + labeler.cam.mirror) - known
+    return [phase for phase in found if phase.end > phase.first]
 
 
 class Pace:

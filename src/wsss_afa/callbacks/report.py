@@ -19,11 +19,11 @@ from rich.console import Console
 from torch import Tensor, distributed
 
 import wsss_afa
-from wsss_afa.callbacks.pictures import explain, panels
+from wsss_afa.callbacks.pictures import panels
 from wsss_afa.callbacks.scores import COLUMNS
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 from wsss_afa.metrics import class_iou, count_pairs
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
@@ -113,9 +113,9 @@ class Report(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch, and draw its images if they are among the best or the worst so far."""
-        assert isinstance(pl_module, AFALightningModule)
+        assert isinstance(pl_module, Method)
         final = outputs.get("crf", outputs["seg"])
-        num_outputs = pl_module.net.num_classes + 1
+        num_outputs = pl_module.num_classes + 1
         ranks = []
         for i in range(len(batch["name"])):
             place = trainer.world_size * self._seen + trainer.global_rank
@@ -128,7 +128,7 @@ class Report(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what the processes have and write the files."""
-        assert isinstance(pl_module, AFALightningModule)
+        assert isinstance(pl_module, Method)
         seen, masked = (sum(counts) for counts in zip(*_gather((self._seen, self._masked)), strict=True))
         matrices = _matrices(pl_module) if masked else {}
         precision = pl_module.average_precision.compute()["ap"].tolist()
@@ -168,9 +168,7 @@ class Report(Callback):
         first = [shots[place] for place in sorted(shots, reverse=True)][: 2 * self.num_images]
         return {"Images": first} if first else {}
 
-    def _facts(
-        self, trainer: L.Trainer, module: AFALightningModule, seen: int, masked: int
-    ) -> dict[str, str]:
+    def _facts(self, trainer: L.Trainer, module: Method, seen: int, masked: int) -> dict[str, str]:
         processes = f"{trainer.world_size} process{'es' * (trainer.world_size > 1)}"
         return {
             "checkpoint": str(self.checkpoint),
@@ -198,20 +196,20 @@ def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int)
     return class_iou(confusion).nanmean().item(), accuracy.item(), -place
 
 
-def _matrices(module: AFALightningModule) -> dict[str, Tensor]:
+def _matrices(module: Method) -> dict[str, Tensor]:
     """Confusion matrices of all processes, the protocol's last map last."""
     sources = [source for source in COLUMNS if source in module.scores]
     return {source: module.scores[source].compute()["confusion"].cpu() for source in sources}
 
 
-def _draw(
-    module: AFALightningModule, outputs: dict[str, Tensor], batch: Batch, ranks: dict[int, Rank]
-) -> Iterator[Shot]:
+def _draw(module: Method, outputs: dict[str, Tensor], batch: Batch, ranks: dict[int, Rank]) -> Iterator[Shot]:
     """The images of a batch that ``ranks`` names by their place in it."""
-    layers = explain(module, batch) | {COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs}
+    layers = module.interpret(batch).layers | {
+        COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs
+    }
     if "mask" in batch:
         layers["truth"] = batch["mask"]
-    rgb = to_rgb(batch["image"], module.labeler.mean, module.labeler.std)
+    rgb = to_rgb(batch["image"], module.mean, module.std)
     for i, (iou, accuracy, place) in ranks.items():
         true, extra = _labels(batch, i, outputs.get("crf", outputs["seg"])[i])
         pictures = shrink(panels(rgb[i], layers, i))

@@ -23,8 +23,8 @@ _FREE = (
     "data.root",
     "data.cache_dir",
     "data.num_workers",
-    "model.backbone.pretrained",
-    "model.backbone.activation_checkpointing",
+    "backbone.pretrained",
+    "backbone.activation_checkpointing",
     "optim.max_steps",
 )
 """Settings that a resumed run may change: where files lie, how fast it goes, how long it is."""
@@ -36,7 +36,7 @@ def binding_settings(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: The whole configuration, resolved.
     """
-    groups = ("seed", "data", "model", "pseudo_label", "loss", "optim")
+    groups = ("seed", "data", "method", "backbone", "optim")
     flat = _flatten({name: config[name] for name in groups})
     flat["trainer.accumulate_grad_batches"] = config["trainer"]["accumulate_grad_batches"]
     return {name: value for name, value in flat.items() if name not in _FREE}

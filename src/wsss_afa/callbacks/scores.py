@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsss_afa.files import write_whole
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 
 COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
 """What is scored, in the order of tables."""
@@ -48,7 +48,7 @@ class Results(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record one validation of the whole set."""
-        assert isinstance(pl_module, AFALightningModule)
+        assert isinstance(pl_module, Method)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         split = trainer.datamodule.val_split  # type: ignore[attr-defined]  # Lightning attaches it
@@ -83,7 +83,7 @@ class Results(Callback):
         self.results = dict(state_dict)
 
 
-def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:
+def _record(trainer: L.Trainer, module: Method) -> dict[str, Any]:
     """Scores in percent."""
     scores = {
         name: round(100 * value.item(), 3)

@@ -23,8 +23,8 @@ from torch import nn
 from wsss_afa.callbacks.pace import COUNTED, Pace, format_seconds, plan
 from wsss_afa.callbacks.progress import SILENCE, is_watched
 from wsss_afa.callbacks.scores import COLUMNS, Results
-from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.methods.base import Method
 
 
 def say(word: str, text: str) -> None:
@@ -55,9 +55,9 @@ class Summary(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what begins, and start measuring."""
-        assert isinstance(pl_module, AFALightningModule)
+        assert isinstance(pl_module, Method)
         now = time.monotonic()
-        self._pace = Pace(plan(pl_module.labeler, trainer.max_steps), now)
+        self._pace = Pace(plan(pl_module.phases, trainer.max_steps), now)
         self._start = self._done = trainer.global_step
         self._said = (10 * self._start // trainer.max_steps, now)
         if trainer.is_global_zero:
@@ -96,7 +96,7 @@ class Summary(Callback):
             for word, text in self._closing(trainer):
                 say(word, text)
 
-    def _opening(self, trainer: L.Trainer, module: AFALightningModule) -> list[tuple[str, str]]:
+    def _opening(self, trainer: L.Trainer, module: Method) -> list[tuple[str, str]]:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
         phases = self._pace.phases
         position = ""
@@ -106,7 +106,7 @@ class Summary(Callback):
         return [
             ("run", f"{self.directory}, {trainer.max_steps} steps{position}"),
             ("data", f"{self.data}: {describe_data(data)}"),
-            ("model", f"{_encoder(self.config['model']['backbone'])}: {describe_parameters(module.net)}"),
+            ("model", f"{_encoder(self.config['backbone'])}: {describe_parameters(module.net)}"),
             ("phases", f"{', '.join(map(str, phases))} (steps, from 0)"),
             ("batch", describe_batch(trainer, data)),
             ("device", describe_device(trainer, module)),
@@ -162,7 +162,7 @@ class Summary(Callback):
         )
 
 
-def describe_data(data: AFADataModule) -> str:
+def describe_data(data: TaggedDataModule) -> str:
     """Images, tags and classes; ``setup("fit")`` comes first."""
     tags = data.train_tags
     text = f"{len(tags)} training images with {tags.sum() / max(1, len(tags)):.1f} tags each"
@@ -183,7 +183,7 @@ def describe_parameters(net: nn.Module) -> str:
     return f"{', '.join(texts)} parameters"
 
 
-def describe_batch(trainer: L.Trainer, data: AFADataModule) -> str:
+def describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
     """Images of a step, how they are shared out, and how often the run sees each."""
     world, parts = trainer.world_size, trainer.accumulate_grad_batches
     factors = f"{world} process{'es' if world > 1 else ''} × {data.batch_size // (world * parts)}"

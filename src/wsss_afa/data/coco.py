@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.images import read_image, read_mask, require_files
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX, Sample
@@ -235,10 +235,10 @@ def _write_atomically(path: Path, mask: NDArray[np.uint8]) -> None:
         raise UserError(f"{path} cannot be written ({error}): set data.cache_dir elsewhere") from error
 
 
-class COCODataModule(AFADataModule):
+class COCODataModule(TaggedDataModule):
     """MS COCO, 2014 or 2017.
 
-    Settings that are not named below are those of ``AFADataModule``.
+    Settings that are not named below are those of ``TaggedDataModule``.
 
     Args:
         root: The folder with ``annotations`` and the image folders.

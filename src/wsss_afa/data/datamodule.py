@@ -18,9 +18,10 @@ from wsss_afa.data.label_folder import LabelledImages
 from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights, say_skipped
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.errors import UserError
+from wsss_afa.types import MEAN, STD
 
 
-class AFADataModule(L.LightningDataModule, ABC):
+class TaggedDataModule(L.LightningDataModule, ABC):
     """Loaders of a training set without masks and of a validation set, with masks where there are any.
 
     Args:
@@ -62,7 +63,8 @@ class AFADataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.balanced = balanced
         self.skip_broken = skip_broken
-        self._train_transform = TrainTransform(crop_size, scale, flip)
+        self._augmentation = (crop_size, tuple(scale), flip)
+        self.normalize(MEAN, STD)
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._broken: set[str] = set()
@@ -102,6 +104,16 @@ class AFADataModule(L.LightningDataModule, ABC):
     def make_val_set(self) -> SampleSet:
         """The validation images, with masks if they have any."""
 
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise images as a method's backbone wants them; ImageNet's numbers stand until then.
+
+        Args:
+            mean: RGB in 0…255 units.
+            std: RGB in 0…255 units.
+        """
+        self._train_transform = TrainTransform(*self._augmentation, mean, std)
+        self.eval_transform = EvalTransform(mean, std)
+
     def setup(self, stage: str) -> None:
         """Find the files of the stage.
 
@@ -140,7 +152,7 @@ class AFADataModule(L.LightningDataModule, ABC):
             self._val = self.make_val_set()
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [[index] for index in range(rank, len(self._val), world_size)]
-        images = Augmented(self._val, EvalTransform(), self.skip_broken)
+        images = Augmented(self._val, self.eval_transform, self.skip_broken)
         return DrawLoader(images, batches, self.num_workers, self._broken)
 
     def teardown(self, stage: str) -> None:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
@@ -335,10 +335,10 @@ def _add_pixel_noise(canvas: Array, rng: np.random.Generator) -> NDArray[np.uint
     return noisy
 
 
-class SyntheticDataModule(AFADataModule):
+class SyntheticDataModule(TaggedDataModule):
     """Generated scenes of textured shapes: no files.
 
-    Settings that are not named below are those of ``AFADataModule``.
+    Settings that are not named below are those of ``TaggedDataModule``.
 
     Args:
         image_size: Side of a scene in pixels.

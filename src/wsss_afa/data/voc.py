@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.images import absent_files, read_image, read_mask, require_files
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX, Sample
@@ -158,10 +158,10 @@ def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
     return mask
 
 
-class VOCDataModule(AFADataModule):
+class VOCDataModule(TaggedDataModule):
     """PASCAL VOC 2012, or any folder in its layout.
 
-    Settings that are not named below are those of ``AFADataModule``.
+    Settings that are not named below are those of ``TaggedDataModule``.
 
     Args:
         root: The folder ``VOC2012`` with ``JPEGImages``.

@@ -23,11 +23,8 @@ from wsss_afa.data.images import read_image, require_file, shrink, to_rgb
 from wsss_afa.errors import UserError
 from wsss_afa.inference.prediction import Prediction, class_index, resize_maps
 from wsss_afa.inference.tiling import Grid, TiledNet
-from wsss_afa.methods.afa.network import AFANet
-from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
-from wsss_afa.methods.recipe import Recipe, load
-from wsss_afa.methods.supervised import GivenLabels
-from wsss_afa.models.segmentation_net import SegmentationNet
+from wsss_afa.methods.base import Method
+from wsss_afa.methods.recipe import load
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 
 MAX_PIXELS = 178_956_970
@@ -65,9 +62,7 @@ class Predictor:
     """A trained network with all that stands before and behind it. Runs in evaluation mode, in float32.
 
     Args:
-        net: The network; it is moved to the device and put in evaluation mode.
-        labeler: Knows how activation maps are made.
-        recipe: Class names and normalisation.
+        method: A trained method; it is moved to the device and put in evaluation mode.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
         protocol: Scales, mirror and CRF; None is one pass at the image's size.
         sizes: How large images are handled; None takes the defaults.
@@ -78,22 +73,18 @@ class Predictor:
 
     def __init__(
         self,
-        net: AFANet | SegmentationNet,
-        labeler: PseudoLabeler | GivenLabels,
-        recipe: Recipe,
+        method: Method,
         device: str = "auto",
         protocol: MultiScaleSegmentation | None = None,
         sizes: Sizes | None = None,
     ):
         self.device = find_device(device)
-        self.net = net.to(self.device).eval()
-        self.cam = labeler.cam
-        self.class_names = tuple(recipe["class_names"])
-        self.mean, self.std = recipe["mean"], recipe["std"]
-        self.protocol = protocol or MultiScaleSegmentation(mean=self.mean, std=self.std)
+        self.method = method.to(self.device).eval()
+        self.class_names = tuple(method.recipe["class_names"])
+        self.protocol = protocol or MultiScaleSegmentation(mean=method.mean, std=method.std)
         self.protocol.to(self.device)
         self.sizes = sizes or Sizes()
-        backbone = net.backbone
+        backbone = method.backbone
         self.grid = Grid(backbone.reductions[0], max(backbone.reductions))
         self.min_side = backbone.min_side
         if self.sizes.tile is not None and self.sizes.tile < self.min_side:
@@ -106,6 +97,7 @@ class Predictor:
         device: str = "auto",
         protocol: MultiScaleSegmentation | None = None,
         sizes: Sizes | None = None,
+        trust: Sequence[str] = (),
     ) -> Predictor:
         """Rebuild a network from a checkpoint alone.
 
@@ -114,12 +106,12 @@ class Predictor:
             device: See the class.
             protocol: See the class.
             sizes: See the class.
+            trust: Parts of your own that the file may name, as ``module.Class``; see `methods.recipe.build`.
 
         Raises:
             UserError: The file is no such checkpoint, or see the class.
         """
-        net, labeler, recipe = load(path)
-        return cls(net, labeler, recipe, device, protocol, sizes)
+        return cls(load(path, trust), device, protocol, sizes)
 
     def __call__(self, image: ImageLike, tags: Sequence[str] | None = None) -> Prediction:
         """Predict one image.
@@ -187,7 +179,7 @@ class Predictor:
         factor = min(self.protocol.scales)
         if self.protocol.long_side is not None:
             factor *= self.protocol.long_side / max(rgb.shape[:2])
-        net = TiledNet(self.net, self.grid, self.sizes.tile, self.sizes.overlap, labels)
+        net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
         height, width = rgb.shape[:2]
         with torch.autocast(self.device.type, enabled=False):
             probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
@@ -197,7 +189,7 @@ class Predictor:
     def _classify(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Scores (C,)."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.net.classify(self._normalise(rgb, 1.0))[0].sigmoid().cpu().numpy()
+            return self.method.classify(self._normalise(rgb, 1.0))[0].sigmoid().cpu().numpy()
 
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
@@ -205,8 +197,8 @@ class Predictor:
         height, width = rgb.shape[:2]
         channels = torch.tensor([classes], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
-            image = self._normalise(rgb, min(self.cam.scales))
-            cam: Tensor = self.cam(self.net, image, channels=channels).cam
+            image = self._normalise(rgb, min(self.method.cam.scales))
+            cam = self.method.heat_maps(image, channels)
         return cam[0, :, :height, :width]
 
     def _normalise(self, rgb: NDArray[np.uint8], factor: float) -> Tensor:
@@ -215,7 +207,9 @@ class Predictor:
         missing = [(0, max(0, least - side)) for side in rgb.shape[:2]]
         padded = np.pad(rgb, (*missing, (0, 0)), mode="edge")
         image = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)[None].float()
-        mean, std = (image.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (
+            image.new_tensor(values)[:, None, None] for values in (self.method.mean, self.method.std)
+        )
         return (image - mean) / std
 
 

@@ -17,7 +17,6 @@ from torchmetrics import MeanMetric
 
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource, merge_labels
-from wsss_afa.methods.afa.network import AFANet
 from wsss_afa.metrics import SegmentationMetrics
 from wsss_afa.types import IGNORE_INDEX, Batch
 from wsss_afa.visualize import save_figure
@@ -27,7 +26,6 @@ class ThresholdSweep(L.LightningModule):
     """Score the labels of every background score, for ``Trainer.predict`` over images with masks.
 
     Args:
-        net: the network.
         source: makes the labels.
         thresholds: background scores to try.
         chosen: the score, or low and high, that labels would be written with; scored beside the others.
@@ -36,14 +34,13 @@ class ThresholdSweep(L.LightningModule):
 
     def __init__(
         self,
-        net: AFANet,
         source: LabelSource,
         thresholds: Sequence[float],
         chosen: Sequence[float],
         class_names: Sequence[str],
     ):
         super().__init__()
-        self.net, self.source = net, source
+        self.source = source
         self.thresholds, self.chosen = list(thresholds), list(chosen)
         self.names = ["background", *class_names]
         self._scores = nn.ModuleList(SegmentationMetrics(len(self.names)) for _ in [*thresholds, "chosen"])
@@ -57,7 +54,7 @@ class ThresholdSweep(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Count one image under every threshold; return its name."""
-        labels = self.source(self.net, batch, [*self.thresholds, *self.chosen])
+        labels = self.source(batch, [*self.thresholds, *self.chosen])
         labels, chosen = labels[: len(self.thresholds)], merge_labels(labels[len(self.thresholds) :])
         mask = batch["mask"]
         ignored = chosen == IGNORE_INDEX

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from wsss_afa.losses.counts import _count
+from wsss_afa.losses.counts import count_over_processes
 
 
 def affinity_loss(affinity: Tensor, label: Tensor, shared_counts: bool = False) -> Tensor:
@@ -17,7 +17,7 @@ def affinity_loss(affinity: Tensor, label: Tensor, shared_counts: bool = False) 
     Args:
         affinity: (B, N, N) in [0, 1].
         label: (B, N, N) int64: 1 same, 0 different, 255 ignored.
-        shared_counts: N⁺ and N⁻ are of all processes, see `AFALoss`.
+        shared_counts: N⁺ and N⁻ are of all processes, see `losses.counts`.
     """
     return _pair_means(1 - affinity, affinity, label, shared_counts)
 
@@ -31,14 +31,34 @@ def affinity_cross_entropy(logits: Tensor, label: Tensor, shared_counts: bool = 
     Args:
         logits: (B, N, N), A before the sigmoid.
         label: (B, N, N) int64: 1 same, 0 different, 255 ignored.
-        shared_counts: N⁺ and N⁻ are of all processes, see `AFALoss`.
+        shared_counts: N⁺ and N⁻ are of all processes, see `losses.counts`.
     """
     return _pair_means(F.softplus(-logits), F.softplus(logits), label, shared_counts)
+
+
+class AffinityLoss(nn.Module):
+    """Module face of `affinity_loss` and `affinity_cross_entropy`.
+
+    Args:
+        cross_entropy: `affinity_cross_entropy` instead of the paper's `affinity_loss`.
+        shared_counts: see `losses.counts`.
+    """
+
+    def __init__(self, cross_entropy: bool = False, shared_counts: bool = True):
+        super().__init__()
+        self.cross_entropy = cross_entropy
+        self.shared_counts = shared_counts
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of affinity logits (B, N, N) against labels of pairs (B, N, N)."""
+        if self.cross_entropy:
+            return affinity_cross_entropy(logits, label, self.shared_counts)
+        return affinity_loss(logits.sigmoid(), label, self.shared_counts)
 
 
 def _pair_means(missed: Tensor, false: Tensor, label: Tensor, shared_counts: bool) -> Tensor:
     """Half of ``missed`` over the pairs of one class, by N⁺ + 1, and half of ``false`` over the others."""
     same, different = label == 1, label == 0
-    counts, processes = _count(torch.stack([same.sum(), different.sum()]), shared_counts)
+    counts, processes = count_over_processes(torch.stack([same.sum(), different.sum()]), shared_counts)
     sums = torch.stack([(missed * same).sum(), (false * different).sum()])
     return processes * (sums / (counts + 1)).sum() / 2

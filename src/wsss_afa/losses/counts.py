@@ -1,12 +1,17 @@
-"""Counts over the processes of a run."""
+"""Counts over the processes of a run, for losses that divide by pixels or pairs.
+
+Lightning averages the processes' gradients. A loss that divides by its own process's count weighs a pixel more
+where there are few; one that divides by everybody's count, times the number of processes, is the loss of the
+whole batch on one process. Processes must then compute the same terms at the same time.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, distributed
 
 
-def _count(counts: Tensor, shared: bool) -> tuple[Tensor, int]:
-    """Counts of all processes, and their number, for their losses are averaged; or own counts, and 1."""
+def count_over_processes(counts: Tensor, shared: bool) -> tuple[Tensor, int]:
+    """Counts of all processes and the number of processes; own counts and 1 where they are not shared."""
     if not (shared and distributed.is_available() and distributed.is_initialized()):
         return counts, 1
     counts = counts.clone()

@@ -1,104 +1,222 @@
-"""AFA as a LightningModule: build, step, log, optimise. Mathematics lives in ``ops`` and ``losses``."""
+"""The contract of a method: the base steps, logs, scores and optimises; a method adds losses and maps.
+
+What a program, a callback, an inference or a report wants of a method, it asks for by the names below, and
+never by the method's class. ``docs/adding_a_method.md`` writes a method step by step.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from wsss_afa.losses.segmentation import SegmentationLoss
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.methods.afa.network import AFANet, parameter_kinds
-from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.errors import UserError
+from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.optim import AdamWPoly
-from wsss_afa.methods.recipe import RECIPE_KEY, Recipe
-from wsss_afa.methods.supervised import GivenLabels
-from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision, describe_labels
-from wsss_afa.models.segmentation_net import SegmentationNet
-from wsss_afa.ops.images import to_rgb
+from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision
+from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels
+from wsss_afa.types import IGNORE_INDEX, Activation, Backbone, Batch, Evaluation, Interpretation, Phase
+
+RECIPE_KEY = "wsss_afa"
+"""Where in a checkpoint its recipe lies."""
 
 
-class AFALightningModule(L.LightningModule):
-    """End-to-end weakly supervised segmentation (AFA, figure 2), or training on labels that are given.
+class Network(Protocol):
+    """What the base asks of a method's network; all parameters that are trained live in it."""
+
+    backbone: Backbone
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Class logits (B, C) of a normalised image (B, 3, H, W)."""
+        ...
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Segmentation logits (B, K, h, w), on any grid, of a normalised image (B, 3, H, W)."""
+        ...
+
+    def activate(self, image: Tensor) -> Activation:
+        """Raw class activation maps (B, C, h, w) of a normalised image (B, 3, H, W), without gradient."""
+        ...
+
+
+class Method(L.LightningModule):
+    """A way to train segmentation from image tags.
+
+    A method implements `losses`, and sets ``cam`` if its network has activation maps. What else it can do it
+    says by overriding `scored` with `evaluate`, `sources` with `maps`, `interpret`, and `export_heads` with
+    `trace`.
 
     Args:
-        net: the network.
-        labeler: makes pseudo labels, and knows from which step on; or hands on those that batches carry.
-        loss: sums the terms; not needed for evaluation.
-        optim: recipe of optimiser and schedule; not needed for evaluation.
-        recipe: goes into checkpoints, so that they can be used without the configuration.
-        protocol: how an evaluation segments; None passes the image once, at its own size.
+        net: the network, with ``backbone``, ``classify``, ``segment`` and ``activate`` (`Network`).
+        num_classes: C, foreground classes.
+        phases: first step of each phase by name, counted from 0; the first phase begins at 0.
+        weights: factor of each loss by the name that `losses` gives it.
+
+    Attributes:
+        recipe: what rebuilds the method; it goes into checkpoints. `recipe.build` sets it.
+        optim: recipe of optimiser and schedule; a training program sets it.
+        protocol: how an evaluation segments; one pass at the image's own size unless a program sets another.
+        mean, std: of the image's normalisation, RGB, 0…255: those of the backbone.
+        cam: makes activation maps of the network's raw ones, over scales and mirror images.
+
+    Raises:
+        UserError: the phases do not begin at step 0.
     """
+
+    recipe: Mapping[str, Any]
+    optim: AdamWPoly | None = None
+    cam: MultiScaleCAM
+    backgrounds: tuple[float, ...] = ()
+    """Background scores of the labels that it makes for its own training: one, or low and high."""
+    sources: tuple[str, ...] = ()
+    """What labels can be made of beside the segmentation, as `maps` knows it."""
+    scored: tuple[str, ...] = ()
+    """Which labels an evaluation scores beside the segmentation's."""
+    needs_labels: bool = False
+    """Whether training batches carry labels that are given (``mask``); else no training mask is opened."""
+    export_heads: Mapping[str, str] = {"probability": "decoder"}
+    """Outputs that an exported file can have, and the part of ``net`` that each needs beside the backbone."""
 
     def __init__(
         self,
-        net: AFANet | SegmentationNet,
-        labeler: PseudoLabeler | GivenLabels,
-        recipe: Recipe,
-        loss: AFALoss | SegmentationLoss | None = None,
-        optim: AdamWPoly | None = None,
-        protocol: MultiScaleSegmentation | None = None,
+        net: nn.Module,
+        num_classes: int,
+        phases: Mapping[str, int],
+        weights: Mapping[str, float],
     ):
         super().__init__()
         self.net = net
-        self.labeler = labeler
-        self.recipe = recipe
-        self.loss = loss
-        self.optim = optim
-        self.protocol = protocol or MultiScaleSegmentation(mean=recipe["mean"], std=recipe["std"])
-        num_outputs = net.num_classes + 1
-        sources = ["seg", *labeler.sources] + ["crf"] * (self.protocol.crf is not None)
-        self._scores = nn.ModuleDict({source: SegmentationMetrics(num_outputs) for source in sources})
+        self.num_classes = num_classes
+        self.phases = tuple(Phase(*each) for each in sorted(phases.items(), key=lambda item: item[1]))
+        if not self.phases or self.phases[0].first != 0:
+            raise UserError(f"method.phases={dict(phases)}: one phase has to begin at step 0: set it to 0")
+        self.weights = dict(weights)
+        self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
+        self.protocol = MultiScaleSegmentation(mean=self.mean, std=self.std)
         self.average_precision = TagAveragePrecision()
+        self._scores = nn.ModuleDict()
+
+    # What a method defines.
+
+    @abstractmethod
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The terms of a training step, unweighted scalars by name; a phase leaves out what it does not train.
+
+        Args:
+            batch: of training.
+            step: optimiser steps done so far.
+        """
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Class logits (B, C) of a normalised image (B, 3, H, W)."""
+        return cast(Network, self.net).classify(image)
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Segmentation logits (B, K, h, w), on any grid, of a normalised image (B, 3, H, W)."""
+        return cast(Network, self.net).segment(image)
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """Class and segmentation logits, and where the batch has masks the labels of every source in `scored`."""
+        return Evaluation(self.classify(batch["image"]), self.segment(batch["image"]), {})
+
+    def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
+        """Scores that labels are made of: for each background score (B, G, H, W), at least 0.
+
+        Channels are background and the image's own classes, as `ops.labels.own_classes` has them; filling
+        is 0.
+
+        Args:
+            batch: ``image``, ``class_label`` and ``valid_box`` are read.
+            source: one of `sources`.
+            backgrounds: scores of the background, in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no source {source}")
+
+    def interpret(self, batch: Batch) -> Interpretation:
+        """What stands between image and prediction, for pictures."""
+        return Interpretation({})
+
+    def heat_maps(self, image: Tensor, channels: Tensor | None = None) -> Tensor:
+        """Activation maps (B, G, H, W) in [0, 1] of a normalised image (B, 3, H, W).
+
+        Args:
+            image: normalised.
+            channels: (B, G) int64 in [0, C), the classes that are wanted; None is all of them.
+        """
+        return self.cam(cast(Network, self.net), image, channels=channels).cam
+
+    def trace(self, image: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+        """What an exported file computes: the outputs by name, of a normalised image (B, 3, H, W).
+
+        Args:
+            image: normalised.
+            outputs: keys of `export_heads`.
+        """
+        return {"probability": self.protocol.probabilities(self, image)}
+
+    def parameter_kinds(self) -> dict[str, Sequence[nn.Parameter]]:
+        """Parameters as the schedule treats them: encoder, norm (the encoder's), head, decoder."""
+        return parameter_kinds(self.net)
+
+    # What all methods share.
 
     @property
-    def scores(self) -> dict[str, SegmentationMetrics]:
-        """Running scores of segmentation (``seg``) and, if any, activation map (``cam``), propagated map
-        (``affinity``) and segmentation after the CRF (``crf``).
-        """
-        return cast(dict[str, SegmentationMetrics], dict(self._scores.items()))
+    def backbone(self) -> Backbone:
+        """What images pass first."""
+        return cast(Network, self.net).backbone
+
+    def phase(self, step: int) -> str:
+        """Name of the phase that a step (counted from 0) belongs to."""
+        return max((each for each in self.phases if each.first <= step), key=lambda each: each.first).name
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One pass and the losses of this phase; later parts are not computed before their phase."""
-        assert self.loss is not None
-        if not self.labeler.needed(self.global_step):
-            assert isinstance(self.loss, AFALoss), "labels that are given are needed from the start"
-            loss = self.loss.classification(self.net.classify(batch["image"]), batch["class_label"])
-            self._log_terms({"cls": loss, "total": loss})
-            return loss + self._idle()
-        output: AFAOutput = self.net(batch["image"])
-        labels: PseudoLabels = self.labeler(self.net, batch, output, self.global_step)
-        rgb = None
-        if self.loss.dense_energy is not None:
-            rgb = to_rgb(batch["image"], self.labeler.mean, self.labeler.std)
-        terms: dict[str, Tensor] = self.loss(output, batch, labels, rgb)
-        self._log_terms(terms)
-        self._log_labels(labels, output)
-        return terms["total"] + self._idle()
+        """The weighted sum of the losses of this step."""
+        terms = self.losses(batch, self.global_step)
+        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        self._log_terms(terms, total)
+        return total + self._idle()
 
+    @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score segmentation, activation map and propagated map; return their labels (B, H, W).
+        """Score segmentation and every other label; return the labels (B, H, W) by source.
 
         Without a mask the classification alone is scored, and the segmentation's labels alone returned.
         """
-        output: AFAOutput = self.net(batch["image"])
-        probabilities = self.protocol.probabilities(self.net, batch["image"], output.seg_logits)
+        found = self.evaluate(batch)
+        probabilities = self.protocol.probabilities(self, batch["image"], found.seg_logits)
         labels = {"seg": probabilities.max(1).indices}
         if self.protocol.crf is not None:
             labels["crf"] = self.protocol.refine(batch["image"], probabilities).max(1).indices
-        if "mask" in batch and isinstance(self.labeler, PseudoLabeler):
-            assert isinstance(self.net, AFANet)
-            labels |= self.labeler.evaluate(self.net, batch, output)
+        labels |= found.labels
         mask = batch.get("mask", torch.full_like(labels["seg"], IGNORE_INDEX))
         for source, label in labels.items():
             self.scores[source].update(label, mask)
-        self.average_precision.update(output.class_logits.float(), batch["class_label"].int())
+        self.average_precision.update(found.class_logits.float(), batch["class_label"].int())
         return labels
+
+    @property
+    def scores(self) -> dict[str, SegmentationMetrics]:
+        """Running scores by source: ``seg``, those of `scored`, and ``crf`` where the protocol has one."""
+        return cast(dict[str, SegmentationMetrics], dict(self._scores.items()))
+
+    def setup(self, stage: str) -> None:
+        """Make the scores of the protocol, and hand the training tags to a loss that asks for them."""
+        sources = ["seg", *self.scored] + ["crf"] * (self.protocol.crf is not None)
+        self._scores = nn.ModuleDict({each: SegmentationMetrics(self.num_classes + 1) for each in sources})
+        if stage == "fit":
+            for loss in (each for each in self.modules() if isinstance(each, ClassificationLoss)):
+                loss.balance(torch.from_numpy(self.trainer.datamodule.train_tags))  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew; the last counts stay readable until then."""
+        for metric in (*self.scores.values(), self.average_precision):
+            metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole set, reduced over processes by the metrics themselves."""
@@ -114,51 +232,70 @@ class AFALightningModule(L.LightningModule):
         scores = self.scores if self._has_truth() else {}
         return {name: (100 * metric.compute()["iou"]).tolist() for name, metric in scores.items()}
 
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a schedule that advances with every optimiser step."""
+        assert self.optim is not None
+        optimizer, scheduler = self.optim(self.parameter_kinds())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the method from the file alone."""
+        checkpoint[RECIPE_KEY] = dict(self.recipe)
+
+    def compile_network(self) -> None:
+        """Compile the parts that take most of the time: backbone and decoder."""
+        for name in ("backbone", "decoder"):
+            if hasattr(self.net, name):
+                getattr(self.net, name).compile()
+
+    def is_logged(self) -> bool:
+        """Whether values of the current step go to the loggers; never without a Trainer."""
+        return self._trainer is not None and is_logged(self.trainer, self.global_step)
+
     def _has_truth(self) -> bool:
         """Whether any image of any process had a mask."""
         return bool(self.scores["seg"].compute()["miou"].isfinite())
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting anew; the last counts stay readable until then."""
-        for metric in (*self.scores.values(), self.average_precision):
-            metric.reset()
-
     def _idle(self) -> Tensor:
         """Zero, with a gradient of zero for parameters that a phase leaves out.
 
-        The released program multiplies their losses by 0: AdamW counts the step and decays the weight. And
+        The released programs multiply their losses by 0: AdamW counts the step and decays the weight. And
         processes that average gradients need one for every parameter.
         """
-        kinds = parameter_kinds(self.net)
+        kinds = self.parameter_kinds()
         heads = (*kinds["decoder"], *kinds["head"])
         return 0.0 * torch.stack([parameter.sum() for parameter in heads]).sum()
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and a schedule that advances with every optimiser step."""
-        assert self.optim is not None
-        optimizer, scheduler = self.optim(parameter_kinds(self.net))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the network from the file alone."""
-        checkpoint[RECIPE_KEY] = dict(self.recipe)
-
-    def _log_terms(self, terms: dict[str, Tensor]) -> None:
-        named = {f"train/loss_{name}": value.detach() for name, value in terms.items() if name != "total"}
-        self.log_dict(named)
-        self.log("train/loss", terms["total"].detach(), prog_bar=True)
+    def _log_terms(self, terms: Mapping[str, Tensor], total: Tensor) -> None:
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
+        self.log("train/loss", total.detach(), prog_bar=True)
         groups = self.trainer.optimizers[0].param_groups
         self.log("lr", groups[0]["lr"], prog_bar=True, logger=False)
-        if is_logged(self.trainer, self.global_step):
+        if self.is_logged():
             self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
-
-    def _log_labels(self, labels: PseudoLabels, output: AFAOutput) -> None:
-        if is_logged(self.trainer, self.global_step):
-            shares = describe_labels(labels, None if labels.affinity is None else output.affinity)
-            self.log_dict({f"train/{name}": share for name, share in shares.items()})
 
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:
     """Whether the values of a step (counted from 0) go to the loggers."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a part of the trainer sets it
     return every > 0 and (step + 1) % every == 0
+
+
+def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
+    """Sort the trained parameters: encoder, norm (the encoder's), head (all else), decoder.
+
+    Args:
+        net: has a ``backbone``, and may have a ``decoder``.
+    """
+    kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
+    for name, parameter in _trained(net):
+        part = name.partition(".")[0]
+        if part == "backbone":
+            kinds["norm" if "norm" in name else "encoder"].append(parameter)
+        else:
+            kinds["decoder" if part == "decoder" else "head"].append(parameter)
+    return {kind: tuple(parameters) for kind, parameters in kinds.items()}
+
+
+def _trained(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, each) for name, each in net.named_parameters() if each.requires_grad)

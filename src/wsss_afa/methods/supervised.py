@@ -1,48 +1,101 @@
-"""Labels that come with the images: the second stage, or full supervision."""
+"""Training on labels that are given: the second stage on pseudo labels, or full supervision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
+from wsss_afa.losses.segmentation import pixel_cross_entropy
+from wsss_afa.methods.base import Method
+from wsss_afa.models.decoders import MLPDecoder
 from wsss_afa.ops.cam import MultiScaleCAM
-from wsss_afa.types import MEAN, STD, Batch, PseudoLabels
+from wsss_afa.types import Activation, AffinityTokens, Batch, Evaluation
 
 
-class GivenLabels(nn.Module):
-    """Hand through the labels that a batch carries; takes the place of a ``PseudoLabeler``.
+class SegmentationNet(nn.Module):
+    """An ordinary segmentation network: a backbone and the all-MLP decoder.
 
     Args:
-        mean: of the image's normalisation, 0…255.
-        std: of the image's normalisation, 0…255.
+        backbone: yields feature maps.
+        num_classes: C, foreground classes; background is added.
+        decoder_dim: width of the decoder.
+
+    Raises:
+        UserError: there is no class.
     """
 
-    sources: tuple[str, ...] = ()
-    """Of labels to evaluate there are none but the network's own."""
-
-    def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD):
+    def __init__(self, backbone: nn.Module, num_classes: int, decoder_dim: int = 256):
         super().__init__()
-        self.cam = MultiScaleCAM(scales=(1.0,), mirror=False)  # for heat maps
-        self.mean, self.std = tuple(mean), tuple(std)
+        if num_classes < 1:
+            raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.decoder = MLPDecoder(backbone.channels, num_classes + 1, decoder_dim)
 
-    def needed(self, step: int) -> bool:
-        """Whether this step uses labels: every step does."""
-        return True
+    def classify(self, image: Tensor) -> Tensor:
+        """By how much each class is ahead of background in its clearest pixel, (B, C)."""
+        return class_lead(self.segment(image)).amax((-2, -1))
 
-    def forward(self, net: nn.Module, batch: Batch, output: object, step: int) -> PseudoLabels:
-        """Return the batch's own labels.
+    def segment(self, image: Tensor) -> Tensor:
+        """Segmentation logits (B, K, h1, w1), on the grid of the first feature map."""
+        logits: Tensor = self.decoder(self.backbone(image).features)
+        return logits
 
-        Args:
-            net: not asked.
-            batch: ``mask`` is read.
-            output: not read.
-            step: all are alike.
+    @torch.no_grad()
+    def activate(self, image: Tensor) -> Activation:
+        """By how much each class is ahead of background, (B, C, h1, w1), for an activation map."""
+        lead = class_lead(self.segment(image))
+        return Activation(lead, AffinityTokens(queries=[], keys=[], grid=(lead.shape[-2], lead.shape[-1])))
+
+
+def class_lead(logits: Tensor) -> Tensor:
+    """Logits of the classes minus that of background, (B, C, h, w), of logits (B, K, h, w)."""
+    return logits[:, 1:] - logits[:, :1]
+
+
+class Supervised(Method):
+    """Mean cross-entropy over all labelled pixels, from the first step on.
+
+    Args:
+        backbone: yields feature maps.
+        num_classes: C, foreground classes.
+        phases: one, from step 0 on.
+        weights: factor of ``seg``.
+        decoder_dim: width of the decoder.
+        shared_counts: whether the mean is over the pixels of all processes; see `losses.counts`.
+    """
+
+    needs_labels = True
+    net: SegmentationNet
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        phases: Mapping[str, int],
+        weights: Mapping[str, float],
+        decoder_dim: int = 256,
+        shared_counts: bool = True,
+    ):
+        super().__init__(SegmentationNet(backbone, num_classes, decoder_dim), num_classes, phases, weights)
+        self.cam = MultiScaleCAM(scales=(1.0,), mirror=False)
+        self.shared_counts = shared_counts
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The cross-entropy.
 
         Raises:
             UserError: the batch has no labels.
         """
         if "mask" not in batch:
-            raise UserError("pseudo_label=given has no labels to hand on: name their folder, labels=DIR")
-        return PseudoLabels(segmentation=batch["mask"])
+            raise UserError("method=supervised has no labels to learn from: name their folder, labels=DIR")
+        logits = self.segment(batch["image"])
+        return {"seg": pixel_cross_entropy(logits, batch["mask"], self.shared_counts)}
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """Class and segmentation logits of one pass."""
+        logits = self.segment(batch["image"])
+        return Evaluation(class_lead(logits).amax((-2, -1)), logits, {})

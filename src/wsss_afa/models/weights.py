@@ -5,8 +5,6 @@ Names in, names out (i: stage from 0, j: block):
     NVIDIA            patch_embed{i+1}.  block{i+1}.{j}.  norm{i+1}.                   head.
     Hugging Face      patch_embeddings.{i}.  block.{i}.{j}.  layer_norm.{i}.           classifier.
     ours              stages.{i}.patch_embed.  stages.{i}.blocks.{j}.  stages.{i}.norm.
-
-The AFA program's network holds an encoder with NVIDIA's names, and heads of its own.
 """
 
 from __future__ import annotations
@@ -22,15 +20,15 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 
-_Rules = tuple[tuple[str, str], ...]
+Rules = tuple[tuple[str, str], ...]
 
-_NVIDIA: _Rules = (
+_NVIDIA: Rules = (
     (r"^patch_embed([1-4])\.", r"stages.\1.patch_embed."),
     (r"^block([1-4])\.", r"stages.\1.blocks."),
     (r"^norm([1-4])\.", r"stages.\1.norm."),
     (r"\.dwconv\.dwconv\.", ".dwconv."),
 )
-_HUGGING_FACE: _Rules = (
+_HUGGING_FACE: Rules = (
     (r"^patch_embeddings\.(\d)\.layer_norm\.", r"stages.\1.patch_embed.norm."),
     (r"^patch_embeddings\.(\d)\.", r"stages.\1.patch_embed."),
     (r"^block\.(\d)\.", r"stages.\1.blocks."),
@@ -43,17 +41,6 @@ _HUGGING_FACE: _Rules = (
     (r"\.dwconv\.dwconv\.", ".dwconv."),
     (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
 )
-_AFA: _Rules = (
-    (r"^decoder\.linear_c([1-4])\.proj\.", r"decoder.projections.\1."),
-    (r"^decoder\.linear_fuse\.conv\.", "decoder.fuse."),
-    (r"^decoder\.linear_fuse\.bn\.", "decoder.norm."),
-    (r"^decoder\.linear_pred\.", "decoder.predict."),
-    (r"^attn_proj\.", "affinity_head."),
-)
-_AFA_KEYS = {
-    "encoder.patch_embed1.proj.weight", "decoder.linear_fuse.conv.weight", "attn_proj.weight",
-    "classifier.weight",
-}  # fmt: skip
 _PUBLISHED_HEAD = re.compile(r"^(head|classifier)\.(weight|bias)$")
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -80,43 +67,14 @@ def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "stages.0.patch_embed.proj.weight" in state:
         return state
     if "patch_embed1.proj.weight" in state:
-        return {_from_one(_apply(_NVIDIA, key), "stages"): value for key, value in state.items()}
+        return {count_from_zero(apply_rules(_NVIDIA, key), "stages"): value for key, value in state.items()}
     bare = {_HUGGING_FACE_PREFIX.sub("", key): value for key, value in state.items()}
     if "patch_embeddings.0.proj.weight" in bare:
-        return _join_keys_and_values({_apply(_HUGGING_FACE, key): value for key, value in bare.items()})
+        return _join_keys_and_values({apply_rules(_HUGGING_FACE, key): value for key, value in bare.items()})
     raise UserError(
-        f"these weights are no Mix Transformer's (keys such as {_some(state)}); need NVIDIA's mit_b*.pth or "
+        f"these weights are no Mix Transformer's (keys such as {some_keys(state)}); need NVIDIA's mit_b*.pth or "
         "Hugging Face's nvidia/mit-b*: set pretrained to one of those, or pretrained=null"
     )
-
-
-def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a checkpoint of the released AFA program the names of our AFANet.
-
-    Args:
-        state: names as released, each with or without a leading `module.`.
-
-    Returns:
-        `backbone.*`, `decoder.*`, `affinity_head.*` and `classifier.weight`; the affinity head's 1×1
-        convolution (1, M, 1, 1) has become the vector (M,) of its weights.
-
-    Raises:
-        UserError: the keys are not those of a released AFA network.
-    """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    if not state.keys() >= _AFA_KEYS:
-        raise UserError(
-            f"this is no released AFA checkpoint (keys such as {_some(state)}); need encoder.*, decoder.*, "
-            "attn_proj and classifier: give the file that the AFA authors' program wrote"
-        )
-    encoder = {key.removeprefix("encoder."): v for key, v in state.items() if key.startswith("encoder.")}
-    heads = {
-        _from_one(_apply(_AFA, key), "decoder.projections"): value
-        for key, value in state.items()
-        if not key.startswith("encoder.")
-    }
-    heads["affinity_head.weight"] = heads["affinity_head.weight"].flatten()  # (1, M, 1, 1) → (M,)
-    return {f"backbone.{key}": value for key, value in rename_mit(encoder).items()} | heads
 
 
 def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -135,8 +93,8 @@ def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     own = model.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    problems = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
-    problems += [f"{len(unexpected)} unexpected ({_some(unexpected)})"] if unexpected else []
+    problems = [f"{len(missing)} missing ({some_keys(missing)})"] if missing else []
+    problems += [f"{len(unexpected)} unexpected ({some_keys(unexpected)})"] if unexpected else []
     if reshaped:
         key = min(reshaped)
         shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
@@ -193,7 +151,7 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
         ) from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
-            f"{source}: holds no state dictionary (entries such as {_some(state)}); need tensors by name, "
+            f"{source}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by name, "
             "alone or under 'state_dict' or 'model': save model.state_dict()"
         )
     return dict(state)
@@ -226,13 +184,14 @@ def _download(url: str) -> Path:
     return path
 
 
-def _apply(rules: _Rules, key: str) -> str:
+def apply_rules(rules: Rules, key: str) -> str:
+    """The key after every substitution (pattern, replacement), one after the other."""
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def _from_one(key: str, list_name: str) -> str:
+def count_from_zero(key: str, list_name: str) -> str:
     """Count the members of a module list from 0 where the published name counts from 1."""
     return re.sub(rf"^({re.escape(list_name)})\.(\d)\.", lambda m: f"{m[1]}.{int(m[2]) - 1}.", key)
 
@@ -247,7 +206,8 @@ def _join_keys_and_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _some(keys: Iterable[object]) -> str:
+def some_keys(keys: Iterable[object]) -> str:
+    """The first two keys in order, for a message."""
     return ", ".join(sorted(map(str, keys))[:2]) or "none"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,19 +10,14 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.ops.images import resize
-from wsss_afa.types import Activation, AffinityTokens
+from wsss_afa.types import Activation
 
 
 class Localizer(Protocol):
-    """What activation maps and affinity are asked of: an AFANet, or anything that answers the same."""
+    """What activation maps are asked of: a method's network, or anything that answers the same."""
 
     def activate(self, image: Tensor) -> Activation:
         """Return the raw map (B, C, h, w) and tokens of a normalised image (B, 3, H, W)."""
-        ...
-
-    @property
-    def affinity_head(self) -> Callable[[AffinityTokens], Tensor]:
-        """Tokens to affinity (B, N, N) in [0, 1]."""
         ...
 
 

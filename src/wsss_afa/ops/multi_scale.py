@@ -15,7 +15,7 @@ from wsss_afa.types import MEAN, STD
 
 
 class Segmenter(Protocol):
-    """What segmentation is asked of: an AFANet, or anything that answers the same."""
+    """What segmentation is asked of: a method, or anything that answers the same."""
 
     def segment(self, image: Tensor) -> Tensor:
         """Return the logits (B, K, h, w), on any grid, of a normalised image (B, 3, H, W)."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.folder.content import TaggedFolder, read_folder
 from wsss_afa.errors import UserError
 
 
-class FolderDataModule(AFADataModule):
+class FolderDataModule(TaggedDataModule):
     """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
 
-    Settings that are not named below are those of ``AFADataModule``.
+    Settings that are not named below are those of ``TaggedDataModule``.
 
     Args:
         root: The folder.

@@ -10,7 +10,7 @@ from torch import Tensor
 from wsss_afa.ops.cam import normalize_cam
 from wsss_afa.ops.images import resize
 from wsss_afa.ops.labels import OwnClasses
-from wsss_afa.types import Activation, AffinityTokens
+from wsss_afa.types import Activation, AffinityTokens, Point
 
 
 class Walk(NamedTuple):
@@ -24,17 +24,6 @@ class Walk(NamedTuple):
     """(B, G, h, w), of background and the own classes, propagated."""
     classes: OwnClasses
     """Of each image."""
-
-
-class Point(NamedTuple):
-    """A pixel of an object, and maps (H, W) in [0, 1] of it by title."""
-
-    class_index: int
-    """Foreground class of the object, from 0."""
-    place: tuple[int, int]
-    """Row and column."""
-    maps: dict[str, Tensor]
-    """``CAM``, ``attention``, ``affinity``, ``propagated CAM``."""
 
 
 def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,25 @@ from torch import Tensor, nn
 from wsss_afa.errors import UserError
 from wsss_afa.models.backbones.mix_transformer import MixTransformer
 from wsss_afa.models.decoders import MLPDecoder
-from wsss_afa.types import Activation, AFAOutput, AffinityTokens, BackboneOutput
+from wsss_afa.types import Activation, AffinityTokens, BackboneOutput
+
+
+class AFAOutput(NamedTuple):
+    """What one training pass of the network yields."""
+
+    class_logits: Tensor
+    """(B, C)."""
+    seg_logits: Tensor
+    """(B, K, H/4, W/4)."""
+    affinity_logits: Tensor
+    """(B, N, N) symmetric."""
+    activation: Activation
+    """Raw map and tokens of this pass."""
+
+    @property
+    def affinity(self) -> Tensor:
+        """(B, N, N) in [0, 1], symmetric."""
+        return self.affinity_logits.sigmoid()
 
 
 class AffinityHead(nn.Module):
@@ -126,19 +144,3 @@ class AFANet(nn.Module):
         pooled = positions.amax(-1) if top_k == 1 else positions.topk(top_k, dim=-1).values.mean(-1)
         logits: Tensor = self.classifier(pooled[:, :, None, None]).flatten(1)
         return logits
-
-
-def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
-    """Sort parameters as the schedule treats them: encoder, norm (the encoder's), decoder, head (all else).
-
-    Args:
-        net: has a ``backbone`` and a ``decoder``.
-    """
-    kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
-    for name, parameter in net.named_parameters():
-        part = name.partition(".")[0]
-        if part == "backbone":
-            kinds["norm" if "norm" in name else "encoder"].append(parameter)
-        else:
-            kinds["decoder" if part == "decoder" else "head"].append(parameter)
-    return {kind: tuple(parameters) for kind, parameters in kinds.items()}

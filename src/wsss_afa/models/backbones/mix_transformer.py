@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsss_afa.errors import UserError
 from wsss_afa.models.weights import fit_mit, read_weights
-from wsss_afa.types import BackboneOutput
+from wsss_afa.types import MEAN, STD, BackboneOutput
 
 __all__ = ["VARIANTS", "MixTransformer", "attention_logits", "mix_transformer"]
 
@@ -199,6 +199,8 @@ class MixTransformer(nn.Module):
         assert sr_ratios[-1] == 1, "the last stage's attention must be square"
         assert 0 < num_affinity_blocks <= depths[-1]
         self.channels = tuple(embed_dims)
+        self.mean, self.std = MEAN, STD
+        self.any_size = True
         self.reductions = tuple(math.prod(strides[: i + 1]) for i in range(4))
         self.num_affinity_maps = num_affinity_blocks * num_heads[-1]
         self.affinity_head_dim = embed_dims[-1] // num_heads[-1]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.models.weights import read_weights
-from wsss_afa.types import BackboneOutput
+from wsss_afa.types import MEAN, STD, BackboneOutput
 
 _STAGES = (-4, -3, -2, -1)
 
 
-class TimmFeatures(nn.Module):
+class TimmPyramid(nn.Module):
     """The last four feature maps of a timm model; there are no queries and keys, so no affinity.
 
     Images are padded to whole cells of the coarsest map, on the right and below, and maps cut to the image.
@@ -39,7 +39,7 @@ class TimmFeatures(nn.Module):
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=1)
             hint = f"did you mean {near[0]}?" if near else "timm.list_models() names them"
-            raise UserError(f"model.backbone.name={name}: timm has no such model; {hint}")
+            raise UserError(f"backbone.name={name}: timm has no such model; {hint}")
         settings: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         weights = read_weights(pretrained) if isinstance(pretrained, str) else {}
         if weights:
@@ -50,16 +50,18 @@ class TimmFeatures(nn.Module):
             )
         except Exception as error:  # architectures and hubs raise what they like
             raise UserError(
-                f"model.backbone.name={name} pretrained={pretrained} cannot be built "
+                f"backbone.name={name} pretrained={pretrained} cannot be built "
                 f"({' '.join(str(error).split())}): need a model with four feature maps, and its weights"
             ) from error
         if weights and not _holds(self.model, weights):
             raise UserError(
-                f"model.backbone.pretrained={pretrained}: these are no weights of {name}; choose its own"
+                f"backbone.pretrained={pretrained}: these are no weights of {name}; choose its own"
             )
         self.channels: list[int] = self.model.feature_info.channels()
         self.reductions: list[int] = self.model.feature_info.reduction()
         self.min_side = 1
+        self.mean, self.std = MEAN, STD
+        self.any_size = False
         self._channels_last = getattr(self.model, "output_fmt", Format.NCHW) == Format.NHWC
 
     def forward(self, image: Tensor) -> BackboneOutput:

@@ -1,0 +1,95 @@
+"""Which files a prediction takes, and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from wsss_afa.data.folder.records import IMAGE_SUFFIXES
+from wsss_afa.errors import UserError
+
+RESULTS = "predictions.json"
+"""Beside the pictures: what was predicted of every image, and how."""
+_PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}
+"""Of the files in a folder that get an answer, if only an error."""
+
+
+def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Path]]:
+    """Images of files, folders and patterns, in order and each once; and the files left out.
+
+    Of a folder, files with the ending of an image are taken, links to folders, hidden files and folders of
+    results left out. A file that is named is taken whatever its ending, and be it missing: reading it will
+    tell.
+
+    Args:
+        sources: Paths and patterns.
+        out: Folder of the results.
+
+    Raises:
+        UserError: A pattern matches nothing, there is no image, or results would go among the images.
+    """
+    taken: dict[str, Path] = {}
+    left_out: list[Path] = []
+    for path in (path for source in sources for path in _expand(source)):
+        if os.path.isdir(path) and path.resolve() == out.resolve():
+            raise UserError(f"out={one_line(out)} is the folder of the images, need another: change it")
+        for file in _walk(path) if os.path.isdir(path) else [path]:
+            if file == path or file.suffix.lower() in _PHOTO_SUFFIXES or file.is_dir():
+                taken.setdefault(os.path.abspath(file), file)
+            else:
+                left_out.append(file)
+    if not taken:
+        what = ", ".join(map(one_line, sources))
+        raise UserError(f"source={what} has no image, need files such as .jpg or .png: mend the path")
+    return list(taken.values()), left_out
+
+
+def _expand(source: str) -> list[Path]:
+    """The paths that a pattern matches; any other path stands for itself."""
+    path = Path(source).expanduser()
+    if not source or (glob.has_magic(source) and not os.path.lexists(path)):
+        matches = sorted(glob.glob(str(path), recursive=True)) if source else []
+        if not matches:
+            raise UserError(f"source={one_line(source)} matches no file: mend the path or the pattern")
+        return [Path(match) for match in matches]
+    return [path]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, and sub-folders that cannot be listed."""
+    unlisted: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
+        here = Path(parent)
+        folders[:] = sorted(name for name in folders if not _is_skipped(here / name))
+        yield from (here / name for name in sorted(files) if not name.startswith("."))
+    yield from map(Path, unlisted)
+
+
+def _is_skipped(folder: Path) -> bool:
+    return folder.name.startswith(".") or folder.name == "__MACOSX" or (folder / RESULTS).is_file()
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """A name for the results of each image, all different: its path below the folder that all lie in.
+
+    The ending is dropped where that leaves the name different from all others.
+    """
+    paths = [os.path.abspath(path) for path in images]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    full = [os.path.relpath(path, root) for path in paths]
+    folders = {str(parent) for name in full for parent in Path(name).parents}
+    count = Counter([*full, *(os.path.splitext(name)[0] for name in full)])
+    names = []
+    for name in full:
+        stem, suffix = os.path.splitext(name)
+        unique = count[stem] == 1 + (not suffix) and f"{stem}.png" not in folders
+        names.append(stem if unique else name)
+    return names
+
+
+def one_line(text: object) -> str:
+    """The text with line ends, and what else no terminal prints, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,0 +1,91 @@
+"""Write the labels of a whole split, one image after the other, over any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+
+from wsss_afa.data.coco_labels import write_coco
+from wsss_afa.data.label_folder import LabelFolder
+from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet
+from wsss_afa.data.transforms import EvalTransform
+from wsss_afa.inference.label_source import LabelSource, merge_labels
+from wsss_afa.types import Batch
+from wsss_afa.visualize import save_label
+
+
+class WholeImages(L.LightningDataModule):
+    """Images of native size, one by one: every ``world_size``-th for each process, so that none comes twice.
+
+    Args:
+        images: All of them.
+        transform: Normalises them.
+        num_workers: Loader processes of each process.
+        skip_broken: Whether images that cannot be read are left out.
+    """
+
+    def __init__(self, images: SampleSet, transform: EvalTransform, num_workers: int, skip_broken: bool):
+        super().__init__()
+        self.broken: set[str] = set()
+        self._images = Augmented(images, transform, skip_broken)
+        self._num_workers = num_workers
+
+    def predict_dataloader(self) -> Share:
+        """This process's share."""
+        assert self.trainer is not None
+        share = range(self.trainer.global_rank, len(self._images), self.trainer.world_size)
+        return Share(DrawLoader(self._images, [[i] for i in share], self._num_workers, self.broken))
+
+
+class Share:
+    """A loader that Lightning takes as it is: for predictions it would rebuild a DataLoader."""
+
+    def __init__(self, loader: DrawLoader):
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._loader)
+
+
+class LabelWriter(L.LightningModule):
+    """Write the label of every image that has none yet, for ``Trainer.predict``.
+
+    Args:
+        source: makes the labels.
+        backgrounds: one background score, or low and high.
+        folder: where the labels go.
+        coco: whether all of them are written to COCO's JSON at the end, too.
+        class_names: C foreground classes.
+    """
+
+    def __init__(
+        self,
+        source: LabelSource,
+        backgrounds: Sequence[float],
+        folder: LabelFolder,
+        coco: bool,
+        class_names: Sequence[str],
+    ):
+        super().__init__()
+        self.source, self.backgrounds = source, backgrounds
+        self.folder, self.coco, self.class_names = folder, coco, class_names
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
+        """Write one image's label, or keep the one that is there; return its name."""
+        path = self.folder.path(batch["name"][0])
+        if not path.exists():
+            label = merge_labels(self.source(batch, self.backgrounds))
+            save_label(label[0].cpu().numpy().astype(np.uint8), path)
+        return batch["name"]
+
+    def on_predict_end(self) -> None:
+        """Once all processes are done, collect the labels."""
+        self.trainer.strategy.barrier()
+        if self.coco and self.trainer.is_global_zero:
+            write_coco(self.folder, self.class_names)

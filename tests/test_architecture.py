@@ -30,7 +30,6 @@ ENTRY_POINTS = {
         "inspect",
         "shard",
         "voc_server",
-        "oracle",
         "sweep_report",
     )
 }

@@ -47,7 +47,6 @@ LIGHTNING = {
     "dashboard_wandb.py",
     "faults.py",
     "processes.py",
-    "pruning.py",
     "reproducibility.py",
     "report_callback.py",
     "summary.py",

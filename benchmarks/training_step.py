@@ -58,6 +58,7 @@ def step_parts(setting: Setting) -> dict[str, Run]:
     }
 
 
+@torch.no_grad()
 def label_parts(setting: Setting) -> dict[str, Run]:
     """What makes the pseudo labels, piece by piece, with the images' own classes alone."""
     net, labeler, _, _, batch = setting
@@ -66,7 +67,7 @@ def label_parts(setting: Setting) -> dict[str, Run]:
     classes = own_classes(torch.ones(channels.shape, device=channels.device))
     rgb = to_rgb(batch["image"], labeler.mean, labeler.std)
     activation = labeler.cam(net, batch["image"], output.activation, channels)
-    affinity = net.affinity_head(activation.tokens).detach()
+    affinity = net.affinity_head(activation.tokens)
     maps = labeler.propagated_maps(activation, affinity, classes)
     parts = {
         "multi-scale CAM": lambda: labeler.cam(net, batch["image"], output.activation, channels),
@@ -81,11 +82,11 @@ def label_parts(setting: Setting) -> dict[str, Run]:
 def loss_parts(setting: Setting) -> dict[str, Run]:
     """Each term with its gradient, of a third-phase step."""
     net, labeler, loss, _, batch = setting
-    output = net(batch["image"])
+    output = torch.no_grad()(net)(batch["image"])
     labels = labeler(net, batch, output, labeler.propagation_step + 1)
-    logits = output.seg_logits.detach().requires_grad_()
-    scores = output.class_logits.detach().requires_grad_()
-    pairs = output._replace(affinity_logits=output.affinity_logits.detach().requires_grad_())
+    logits = output.seg_logits.requires_grad_()
+    scores = output.class_logits.requires_grad_()
+    pairs = output._replace(affinity_logits=output.affinity_logits.requires_grad_())
     return {
         "loss of classification": lambda: loss.classification(scores, batch["class_label"]).backward(),
         "loss of segmentation": lambda: balanced_cross_entropy(logits, labels.segmentation).backward(),
@@ -93,6 +94,7 @@ def loss_parts(setting: Setting) -> dict[str, Run]:
     }
 
 
+@torch.no_grad()
 def reference_pairs(setting: Setting) -> dict[str, tuple[Run, Run]]:
     """Ours and the slow version of it, of the first image; gradients are left out."""
     net, labeler, _, _, batch = setting

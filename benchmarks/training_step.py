@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from timing import Run, Setting, arguments, build, measure, print_table, third_phase
+from wsss_afa.allocator import keep_freed_memory
 from wsss_afa.losses import affinity_loss, balanced_cross_entropy
 from wsss_afa.ops.pseudo_label import own_classes, to_rgb
 
@@ -174,4 +175,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as training on a CPU does
     main()

@@ -1,7 +1,7 @@
 """Keep the memory that a training step frees, for the next step.
 
 The C library of Linux gives every large block back as soon as it is freed, and the system clears the pages of
-the next one: a sixth of a step's time on a CPU at crop 512.
+the next one: about a sixth of a step's time on a CPU at crop 512.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from hydra.utils import instantiate
 from torch.optim import Optimizer
 from torch.utils.benchmark import Measurement, Timer
 
-from wsss_afa.config import CONFIG_DIR
-from wsss_afa.losses import AFALoss
-from wsss_afa.models.afa import AFANet, parameter_kinds
-from wsss_afa.ops.pseudo_label import PseudoLabeler
+from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.methods.afa.network import AFANet, parameter_kinds
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
 from wsss_afa.types import Batch
 
 Run = Callable[[], Any]

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from timing import Run, Setting, arguments, build, measure, print_table, third_phase
-from wsss_afa.allocator import keep_freed_memory
-from wsss_afa.losses import affinity_loss, balanced_cross_entropy
-from wsss_afa.ops.pseudo_label import own_classes, to_rgb
+from wsss_afa.cli.allocator import keep_freed_memory
+from wsss_afa.losses.affinity import affinity_loss
+from wsss_afa.losses.segmentation import balanced_cross_entropy
+from wsss_afa.ops.images import to_rgb
+from wsss_afa.ops.labels import own_classes
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import reference

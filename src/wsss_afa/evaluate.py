@@ -5,12 +5,12 @@ from __future__ import annotations
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from wsss_afa.checkpoint import load
-from wsss_afa.cli import entry_point
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.lightning_module import AFALightningModule
+from wsss_afa.errors import UserError
+from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.recipe import load
 from wsss_afa.train import make_trainer
-from wsss_afa.types import UserError
 
 
 @entry_point("evaluate")

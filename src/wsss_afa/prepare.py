@@ -17,13 +17,13 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from wsss_afa import __version__
-from wsss_afa.cli import entry_point
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.download import Source, download, require_space, verify
-from wsss_afa.data.survey import Split, count_images, count_split, read_all, read_category_ids
-from wsss_afa.data.whole_file import write_whole
+from wsss_afa.data.folder.survey import Split, count_images, count_split, read_all, read_category_ids
+from wsss_afa.errors import UserError
+from wsss_afa.files import write_whole
 from wsss_afa.shard import pack
-from wsss_afa.types import UserError
 
 MANIFEST = "manifest.json"
 """In the root: the archives with their hashes, and the counts of what they hold."""

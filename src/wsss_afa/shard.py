@@ -8,11 +8,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 
-from wsss_afa.cli import entry_point
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shard_writer import write_shards
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
 def select_splits(data: AFADataModule, names: list[str]) -> dict[str, SampleSet]:

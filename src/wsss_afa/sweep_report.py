@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from scipy import stats
 
-from wsss_afa.callbacks import COLUMNS
-from wsss_afa.cli import entry_point
-from wsss_afa.data.whole_file import write_whole
-from wsss_afa.sweep_curves import draw_curves
-from wsss_afa.sweep_runs import Run, Sweep, find_runs, label
-from wsss_afa.types import UserError
+from wsss_afa.callbacks.scores import COLUMNS
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.errors import UserError
+from wsss_afa.files import write_whole
+from wsss_afa.reports.sweep_curves import draw_curves
+from wsss_afa.reports.sweep_runs import Run, Sweep, find_runs, label
 from wsss_afa.visualize import save_figure
 
 SCORES = {**COLUMNS, "map": "mAP"}

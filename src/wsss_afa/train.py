@@ -13,20 +13,23 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_afa.allocator import keep_freed_memory
-from wsss_afa.checkpoint import Recipe, build
-from wsss_afa.checkpointing import DurableCheckpointIO, resume_point
-from wsss_afa.cli import entry_point
-from wsss_afa.dashboard import Dashboard
+from wsss_afa.callbacks.checkpoints import DurableCheckpointIO, resume_point
+from wsss_afa.callbacks.dashboard import Dashboard
+from wsss_afa.callbacks.faults import RESUME_HINT, explain, tolerate
+from wsss_afa.callbacks.processes import guard
+from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
+from wsss_afa.callbacks.summary import Summary
+from wsss_afa.cli.allocator import keep_freed_memory
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.faults import RESUME_HINT, explain, tolerate
-from wsss_afa.lightning_module import AFALightningModule
-from wsss_afa.losses import AFALoss, SegmentationLoss, balanced_positive_weight
-from wsss_afa.ops.given_label import GivenLabels
-from wsss_afa.processes import guard
-from wsss_afa.reproducibility import RunRecord, binding_settings
-from wsss_afa.summary import Summary
-from wsss_afa.types import MEAN, STD, UserError
+from wsss_afa.errors import UserError
+from wsss_afa.losses.classification import balanced_positive_weight
+from wsss_afa.losses.segmentation import SegmentationLoss
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.recipe import Recipe, build
+from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa.types import MEAN, STD
 
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:

@@ -15,16 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.label_folder import LabelledImages
-from wsss_afa.data.sampler import (
-    Augmented,
-    DrawLoader,
-    DrawSampler,
-    SampleSet,
-    balanced_weights,
-    say_skipped,
-)
+from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights, say_skipped
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
 class AFADataModule(L.LightningDataModule, ABC):

@@ -8,7 +8,7 @@ from functools import partial
 from wsss_afa.data.datamodule import AFADataModule
 from wsss_afa.data.sampler import DrawSampler
 from wsss_afa.data.shards import ShardSet, WindowOrder, read_manifest
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
 class StreamingDataModule(AFADataModule):

@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from wsss_afa.errors import UserError
 from wsss_afa.ops.dense_crf import DenseCRF
-from wsss_afa.ops.resize import resize
-from wsss_afa.types import MEAN, STD, UserError
+from wsss_afa.ops.images import resize
+from wsss_afa.types import MEAN, STD
 
 
 class Segmenter(Protocol):

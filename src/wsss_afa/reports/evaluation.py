@@ -1,0 +1,232 @@
+"""An evaluation as one HTML page that needs nothing beside it: pictures, charts and style are inside.
+
+Every number comes from the confusion matrices; nothing is averaged over images.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from wsss_afa.metrics import class_iou
+from wsss_afa.reports.charts import draw_curves, draw_heat_map, to_data_uri
+from wsss_afa.reports.run_log import read_log
+from wsss_afa.visualize import Panel, voc_palette
+
+THUMBNAIL = 240
+"""Longer side of a picture in pixels; smaller ones stay as they are."""
+MAX_CONFUSIONS = 15
+"""Rows of a list of confusions."""
+_COLOURS = ("#a3a3a3", "#d99a2b", "#3f76ad", "#16304f")
+"""Of the scored labels: the last is what the protocol ends with."""
+
+
+class Shot(NamedTuple):
+    """One image and what was made of it."""
+
+    name: str
+    place: int
+    """Place in the split."""
+    iou: float
+    """The image's own mean IoU in [0, 1]; NaN without a mask."""
+    accuracy: float
+    """Its share of right pixels in [0, 1]; NaN without a mask."""
+    labels: list[int]
+    """Foreground labels that its mask, or without one its tags, name."""
+    extra: list[int]
+    """Foreground labels that were predicted beside them."""
+    panels: list[tuple[str, str]]
+    """Title and data URI of each picture."""
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """Better images have larger ones; no two images have the same."""
+        return self.iou, self.accuracy, -self.place
+
+
+class Evaluation(NamedTuple):
+    """What a report is made of."""
+
+    facts: dict[str, str]
+    """Checkpoint, split, protocol and whatever else stands at the top, by name."""
+    class_names: Sequence[str]
+    """C foreground classes."""
+    confusion: dict[str, Tensor]
+    """Confusion matrix (K, K) int64 by title, the protocol's last map last; empty without masks."""
+    average_precision: Sequence[float]
+    """Of each class's tags, (C,) in [0, 1]; NaN where no image has the class."""
+    pictures: dict[str, list[Shot]]
+    """Images by heading."""
+    history: dict[str, list[tuple[int, float]]]
+    """Step and mIoU in percent of a training run's validations by title; empty where unknown."""
+
+
+class Score(NamedTuple):
+    """Scores of one confusion matrix in [0, 1]."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    """Mean recall of the classes that have a true pixel."""
+
+
+def score(confusion: Tensor) -> Score:
+    """Scores of a confusion matrix (K, K); classes without a true pixel are left out of the means."""
+    counts = confusion.double()
+    hits = counts.diag()
+    miou, recall = class_iou(confusion).nanmean(), (hits / counts.sum(1)).nanmean()
+    return Score(miou.item(), (hits.sum() / counts.sum()).item(), recall.item())
+
+
+def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """What the table says of each class, best IoU first and those without a true pixel last."""
+    names, matrices = ["background", *evaluation.class_names], list(evaluation.confusion.values())
+    precisions = [math.nan, *evaluation.average_precision]
+    rows = [{"name": name, "ap": ap} for name, ap in zip(names, precisions, strict=True)]
+    if not matrices:
+        return sorted(rows[1:], key=lambda row: _order(row["ap"]))
+    counts = matrices[-1].double()
+    columns = {
+        "precision": counts.diag() / counts.sum(0),
+        "recall": counts.diag() / counts.sum(1),
+        "share": counts.sum(1) / counts.sum(),
+    }
+    ious = [class_iou(matrix).tolist() for matrix in matrices]
+    for label, row in enumerate(rows):
+        row["ious"] = [iou[label] for iou in ious]
+        row |= {key: column[label].item() for key, column in columns.items()}
+    return sorted(rows, key=lambda row: _order(row["ious"][-1]))
+
+
+def _order(value: float) -> float:
+    return math.inf if math.isnan(value) else -value
+
+
+def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """The largest shares of a true class's pixels that are called another class, in two lists.
+
+    Args:
+        confusion: (K, K) int64.
+        names: K, background included.
+
+    Returns:
+        Confusions of foreground classes with each other, then those with background.
+    """
+    with_background = torch.zeros_like(confusion, dtype=torch.bool)
+    with_background[0], with_background[:, 0] = True, True
+    truth = confusion.sum(1, keepdim=True).clamp(min=1)
+    shares = (confusion.double() / truth).fill_diagonal_(0)
+    return [
+        [
+            {
+                "true": names[row],
+                "predicted": names[column],
+                "share": shares[row, column].item(),
+                "pixels": int(confusion[row, column]),
+            }
+            for row, column in _largest(shares.masked_fill(excluded, 0))
+        ]
+        for excluded in (with_background, ~with_background)
+    ]
+
+
+def _largest(shares: Tensor) -> list[list[int]]:
+    """Row and column of the largest positive entries."""
+    order = shares.flatten().argsort(descending=True, stable=True)[:MAX_CONFUSIONS].tolist()
+    places = [list(divmod(place, len(shares))) for place in order]
+    return [place for place in places if shares[tuple(place)] > 0]
+
+
+def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:
+    """Title and data URI of small JPEGs of some pictures."""
+    return [(panel.title, _thumbnail(panel.pixels)) for panel in panels]
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> str:
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(buffer, "JPEG", quality=85, subsampling=0)
+    return to_data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def render(evaluation: Evaluation) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")  # narrow space
+    return environment.get_template("report.html.jinja").render(**_content(evaluation))
+
+
+def _content(evaluation: Evaluation) -> dict[str, Any]:
+    names = ["background", *evaluation.class_names]
+    titles, matrices = list(evaluation.confusion), list(evaluation.confusion.values())
+    colours = dict(zip(titles, _COLOURS[-len(titles) :], strict=False))
+    precision = [value for value in evaluation.average_precision if not math.isnan(value)]
+    return {
+        "evaluation": evaluation,
+        "scores": {title: score(matrix) for title, matrix in evaluation.confusion.items()},
+        "colours": colours,
+        "map": sum(precision) / len(precision) if precision else math.nan,
+        "tagged_classes": len(precision),
+        "rows": class_rows(evaluation),
+        "pixels": int(matrices[-1].sum()) if matrices else 0,
+        "true_classes": int((matrices[-1].sum(1) > 0).sum()) if matrices else 0,
+        "heat_map": draw_heat_map(matrices[-1].numpy(), names) if matrices else None,
+        "confusions": top_confusions(matrices[-1], names) if matrices else [],
+        "curves": draw_curves(evaluation.history, colours),
+        "names": names,
+        "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette().tolist()],
+    }
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A number of [0, 1] in percent, rounded as in ``metrics.json`` first; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{round(100 * value, 3):.{digits}f}"
+
+
+def confusion_csv(confusion: Tensor, names: Sequence[str]) -> str:
+    """A confusion matrix (K, K) as CSV: a row for each true class, a column for each predicted class."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *names])
+    writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+    return buffer.getvalue()
+
+
+def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
+    """Step and mIoU in percent of each validation of a training run, by title.
+
+    Args:
+        run: its folder. Without a ``metrics.csv`` that has such columns there is no history.
+        titles: of what may have been scored.
+    """
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return {}
+    log = read_log(path)
+    history = {
+        title: [
+            (step, 100 * value)
+            for step, value in log.get(f"val/miou_{source}", {}).items()
+            if math.isfinite(value)
+        ]
+        for source, title in titles.items()
+    }
+    return {title: points for title, points in history.items() if points}

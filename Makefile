@@ -40,8 +40,9 @@ check: $(VENV)/installed ## Check style, format and types
 parity: $(VENV)/installed ## Compare with numbers of the authors' released program
 	$(RUN) tests/parity.py tests/data/*.npz
 
-bench: $(VENV)/installed ## Time the parts of a training step, against the slow versions too
-	$(RUN) -m wsss_afa.benchmark reference=tests/reference.py hydra.run.dir=runs/benchmark
+bench: $(VENV)/installed ## Time a training step: its parts, the slow versions of them, its growth
+	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/scaling.py
 
 soak: $(VENV)/installed ## Break training runs at random for some minutes (minutes=40)
 	OMP_NUM_THREADS=1 $(RUN) tests/soak.py minutes=$(or $(minutes),40)
@@ -52,4 +53,4 @@ docs: $(VENV)/installed ## Build the site into site/; a warning is an error
 
 clean: ## Remove caches and builds; runs/ and .venv/ stay
 	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,12 +25,10 @@ ENTRY_POINTS = {
         "predict",
         "pseudo_labels",
         "export",
-        "benchmark",
         "prepare",
         "inspect_data",
         "shard",
         "voc_server",
-        "oracle",
         "sweep_report",
     )
 }
@@ -49,12 +47,11 @@ LIGHTNING = {
     "dashboard_wandb.py",
     "faults.py",
     "processes.py",
-    "pruning.py",
     "reproducibility.py",
     "report_callback.py",
     "summary.py",
 }
-HYDRA = {"cli.py", "checkpoint.py", "growth.py", "help_page.py", "sweep_runs.py"} | ENTRY_POINTS
+HYDRA = {"cli.py", "checkpoint.py", "help_page.py", "sweep_runs.py"} | ENTRY_POINTS
 CORE = [name for name in FILES if name.startswith(("models/", "ops/")) or name in {"losses.py", "metrics.py"}]
 MAX_LINES = 350
 

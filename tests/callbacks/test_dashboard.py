@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-
 from wandb_file import Run
 
 CLASSES = ["background", "disc", "box", "triangle"]
@@ -131,12 +130,6 @@ SCALARS = {
     "lr/head": 0,
     "lr/decoder": 0,
     "speed/images_per_s": 0,
-    "speed/data_ms": 0,
-    "speed/forward_ms": 0,
-    "speed/labels_ms": 0,
-    "speed/backward_ms": 0,
-    "speed/optimizer_ms": 0,
-    "speed/memory_gib": 0,
 }
 
 
@@ -155,11 +148,7 @@ def test_numbers_make_sense(run):
         assert share + sum(rest) == pytest.approx(1, abs=1e-6)
     assert run.logged("train/positive_pairs")[2] > 0
     assert run.logged("lr/decoder")[3] == pytest.approx(5 * run.logged("lr/encoder")[3])
-    for part in ("forward", "backward", "optimizer"):
-        assert run.logged(f"speed/{part}_ms")[4] > 0
-    assert run.logged("speed/labels_ms")[0] == 0, "none are needed yet"
-    assert run.logged("speed/labels_ms")[4] > 0
-    assert run.logged("speed/memory_gib")[4] > 0.05
+    assert run.logged("train/gradient_norm")[4] > 0
 
 
 @pytest.mark.parametrize("source", ["cam", "affinity", "seg"])

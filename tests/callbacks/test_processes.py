@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import nn
 
 from soak import _SERVER, SMALL, children, finish, launch
@@ -197,12 +196,11 @@ LOST = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_is_missed_at_once(rank, tmp_path):
-    both = launch_two(tmp_path, before=partial(stuck, rank, "training_step", 3, die))
-    both[rank].join(60)
-    killed, start = both[rank].exitcode, time.monotonic()
-    assert (killed, finish(both[1 - rank])) == (-signal.SIGKILL, 1)
+def test_a_process_that_is_killed_is_missed_at_once(tmp_path):
+    first, second = launch_two(tmp_path, before=partial(stuck, 0, "training_step", 3, die))
+    first.join(60)
+    killed, start = first.exitcode, time.monotonic()
+    assert (killed, finish(second)) == (-signal.SIGKILL, 1)
     assert time.monotonic() - start < 15
     assert re.search(LOST, log_of(tmp_path))
     assert "Traceback" not in log_of(tmp_path)
@@ -229,8 +227,7 @@ def main_process(folder, act):
     os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT), 2)
     trainer = L.Trainer(strategy="ddp", devices=2, accelerator="cpu", logger=False, enable_progress_bar=False)
     processes.guard(trainer, 5)
-    other = subprocess.Popen([sys.executable, "-c", act])
-    trainer.strategy.launcher.procs = [other]
+    subprocess_script._launch_process_observer([subprocess.Popen([sys.executable, "-c", act])])
     time.sleep(600)
 
 
@@ -253,50 +250,6 @@ def test_the_first_process_ends_with_one_that_it_started(act, code, line, tmp_pa
     errors = [each for each in log_of(tmp_path).splitlines() if each.startswith("error:")]
     assert len(errors) == 1
     assert errors[0].startswith(line)
-
-
-def parent_process(folder, stopped):
-    """Start a process that waits for ever, and die."""
-    if (child := os.fork()) == 0:
-        as_rank(1, free_port(), print)
-        os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT), 2)
-        os.environ[processes._MAIN] = str(os.getppid())
-        processes._GRACE = 0.5
-        trainer = L.Trainer(
-            strategy="ddp", devices=2, accelerator="cpu", logger=False, enable_progress_bar=False
-        )
-        trainer.state.status = TrainerStatus.FINISHED if stopped else TrainerStatus.RUNNING
-        processes.guard(trainer, 5)
-        (folder / "ready").touch()
-        time.sleep(3)
-        os._exit(0)
-    (folder / "pid").write_text(str(child))
-    while not (folder / "ready").exists():
-        time.sleep(0.05)
-    die()
-
-
-def alive(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_what_the_first_process_started_ends_with_it_unless_its_work_is_done(stopped, tmp_path):
-    process = _SERVER.Process(target=parent_process, args=(tmp_path, stopped))
-    process.start()
-    assert finish(process) == -signal.SIGKILL
-    child = int((tmp_path / "pid").read_text())
-    wait_for(lambda: not alive(child))
-    said = "error: the first process is gone, so the others end too; " in log_of(tmp_path)
-    assert said != stopped
-
-
-def test_one_process_is_left_alone():
-    before = dict(os.environ)
-    trainer = L.Trainer(devices=1, accelerator="cpu", logger=False, enable_progress_bar=False)
-    processes.guard(trainer, 5)
-    assert dict(os.environ) == before
 
 
 def test_what_counts_as_lost():

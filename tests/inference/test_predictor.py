@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from painter import COLOURS, RECIPE, Painter, painter, save_checkpoint, scene
 from PIL import Image
 from torch import nn
 

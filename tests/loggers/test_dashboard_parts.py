@@ -56,16 +56,21 @@ def test_labels_without_pairs_are_described():
     }
 
 
-def test_the_clock_adds_up_parts(monkeypatch):
-    moments = itertools.chain([1.0, 1.25, 1.5, 2.0, 2.125, 2.25])
+def test_images_a_second_leave_out_validations(monkeypatch):
+    moments = iter([0.0, 2.0, 10.0, 12.0, 12.0])  # start, validation from 2 to 10, end of the interval
     monkeypatch.setattr(dashboard_monitor.time, "perf_counter", lambda: next(moments))
-    clock = Clock(torch.device("cpu"))
-    for part in ("data", "forward", "labels", "forward"):
-        clock.mark(part)
-    assert clock.read() == {"forward": 750.0, "labels": 250.0}, "the first mark ends nothing"
-    clock.mark("backward")
-    assert clock.read() == {"backward": 125.0}, "since the last mark"
-    assert clock.read() == {}
+    trainer = SimpleNamespace(global_step=0, world_size=2, log_every_n_steps=2, sanity_checking=False)
+    logged, module = {}, SimpleNamespace(device=torch.device("cpu"))
+    module.log = logged.__setitem__
+    monitor, batch = dashboard_monitor.StepMonitor(), {"image": torch.zeros(4, 3, 8, 8)}
+    monitor.on_train_start(trainer, module)
+    for batch_idx in range(4):  # two parts a step
+        trainer.global_step = (batch_idx + 1) // 2
+        monitor.on_train_batch_end(trainer, module, None, batch, batch_idx)
+        if batch_idx == 1:
+            monitor.on_validation_start(trainer, module)
+            monitor.on_validation_end(trainer, module)
+    assert logged == {"speed/images_per_s": 4 * 4 * 2 / 4.0}
 
 
 @pytest.fixture

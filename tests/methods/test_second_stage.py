@@ -13,8 +13,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-
 from quiet import QUIET
+
 from wsss_afa import train
 from wsss_afa.data.label_folder import LabelFolder, LabelledImages
 from wsss_afa.data.synthetic import SyntheticDataModule, SyntheticScenes

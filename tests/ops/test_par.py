@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
-
 import reference
 from wsss_afa.errors import UserError
 from wsss_afa.ops.par import PixelAdaptiveRefinement
@@ -51,6 +49,30 @@ def test_float32(image, maps):
     assert refined.dtype == torch.float32
     expected = reference.par(image, maps, 10, DILATIONS).float()
     torch.testing.assert_close(refined, expected, rtol=0, atol=2e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that the result of any operation held in memory."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.untyped_storage().nbytes() // one.element_size())
+        return made
+
+
+def test_neighbours_of_all_maps_are_never_held():
+    image, maps = rand(1, 3, 64, 64), rand(1, 12, 64, 64)
+    neighbours = 8 * len(DILATIONS) * maps.numel()
+    with Largest() as slow:
+        reference.par(image, maps, 2, DILATIONS)
+    with Largest() as ours:
+        PixelAdaptiveRefinement(2, DILATIONS)(image, maps)
+    assert slow.elements >= neighbours
+    assert ours.elements <= neighbours / 10
 
 
 def test_kernel(image):

@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-
 from released import add_toy, random_net, save_toy
+
 from wsss_afa import export
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.data.voc import VOC_CLASSES

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-
 from painter import run_predict, save_checkpoint, scene
+from PIL import Image
 
 
 @pytest.fixture(scope="module")

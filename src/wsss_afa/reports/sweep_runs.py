@@ -157,8 +157,6 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
 
 def _training(folder: Path, config: DictConfig, results: dict[str, Any]) -> Run | str:
     step, wanted = results["last"]["step"], config.trainer.max_steps
-    if (mark := folder / MARK).is_file():
-        return f"pruned {mark.read_text(encoding='utf-8').strip()}"
     if step < wanted:
         return f"stopped, or still running: step {step} of {wanted}"
     scores = {name: _scores(results[name]) for name in ("best", "last")}

@@ -1,0 +1,113 @@
+"""What the benchmarks share: a network with noise to train on, and a clock that runs everything in turn."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from torch.optim import Optimizer
+from torch.utils.benchmark import Measurement, Timer
+
+from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.methods.afa.network import AFANet, parameter_kinds
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.types import Batch
+
+Run = Callable[[], Any]
+
+
+class Setting(NamedTuple):
+    """All that a training step needs."""
+
+    net: AFANet
+    labeler: PseudoLabeler
+    loss: AFALoss
+    optimizer: Optimizer
+    batch: Batch
+
+
+def arguments(description: str | None) -> ArgumentParser:
+    """A parser of what both programs are told; words that it does not know are settings of training."""
+    parser = ArgumentParser(description=description, epilog="Further arguments override conf/train.yaml.")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="as for python -m wsss_afa.train")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is timed in turn")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's own seconds")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile encoder and decoder")
+    return parser
+
+
+def build(options: Namespace, crop: int, batch: int, classes: int, device: str | None = None) -> Setting:
+    """A network with random weights, which take as long as others, and a batch of noise for it."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        cfg = hydra.compose("train", ["model.backbone.pretrained=null", *options.overrides])
+    device = device or options.device
+    net: AFANet = instantiate(cfg.model, num_classes=classes).to(device)
+    if options.compile:
+        net.backbone.compile()
+        net.decoder.compile()
+    optimizer, _ = instantiate(cfg.optim)(parameter_kinds(net))
+    labeler: PseudoLabeler = instantiate(cfg.pseudo_label).to(device)
+    return Setting(net, labeler, instantiate(cfg.loss), optimizer, noise(crop, batch, classes, device))
+
+
+def noise(crop: int, batch: int, classes: int, device: str) -> Batch:
+    """Images of noise with two tags each, or one where the classes allow no more, and a box with a margin."""
+    tags = torch.zeros(batch, classes)
+    for row in range(batch):
+        tags[row, torch.randperm(classes)[:2]] = 1.0
+    margin = crop // 16
+    return {
+        "image": torch.randn(batch, 3, crop, crop, device=device),
+        "class_label": tags.to(device),
+        "valid_box": torch.tensor([[margin, crop - margin, 0, crop]] * batch, device=device),
+        "name": [""] * batch,
+    }
+
+
+def third_phase(setting: Setting, step: int | None = None) -> Run:
+    """A whole step with labels, of the third phase unless another step is given."""
+    net, labeler, loss, optimizer, batch = setting
+    at = labeler.propagation_step + 1 if step is None else step
+
+    def run() -> None:
+        optimizer.zero_grad()
+        output = net(batch["image"])
+        loss(output, batch, labeler(net, batch, output, at))["total"].backward()
+        optimizer.step()
+
+    return run
+
+
+def measure(parts: Mapping[str, Run], options: Namespace) -> dict[str, float]:
+    """Median seconds of every part; all run in turn, round after round, each warmed up by one run."""
+    own = {"timer": time.process_time} if options.cpu_time else {}
+    cast = torch.autocast(
+        options.device, getattr(torch, options.precision), enabled=options.precision != "float32"
+    )
+    timers = {
+        name: Timer("run()", globals={"run": cast(run)}, num_threads=options.threads, **own)
+        for name, run in parts.items()
+    }
+    found: dict[str, list[Measurement]] = {name: [] for name in parts}
+    for _ in range(options.rounds):
+        for name, timer in timers.items():
+            found[name].append(timer.blocked_autorange(min_run_time=0.05))
+    return {name: Measurement.merge(each)[0].median for name, each in found.items()}
+
+
+def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns that are as wide as they need, the first one to the left."""
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    print(f"\n{title}")
+    for row in (headers, *rows):
+        first, *others = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join([first.lstrip().ljust(widths[0]), *others]), flush=True)

@@ -1,0 +1,57 @@
+"""The programs of `benchmarks/` run and print what they say, on a setting of no size."""
+
+from __future__ import annotations
+
+import math
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import scaling
+import timing
+import training_step
+
+TINY = ["model.decoder_dim=16", "model.backbone.variant=tiny", "--rounds", "1", "--threads", "1"]
+
+
+def rows_of(output):
+    """Numbers of each table's rows, by what stands before them."""
+    lines = [line.split("  ") for line in output.splitlines()]
+    return {
+        line[0].strip(): [cell.strip() for cell in line[1:] if cell.strip()] for line in lines if line[1:]
+    }
+
+
+def test_parts_of_a_step_are_multiples_of_the_networks_pass(capsys):
+    training_step.main([*TINY, "--crop", "64", "--classes", "3", "--reference-crop", "64"])
+    parts, references = map(rows_of, capsys.readouterr().out.split("against"))
+    assert parts["part"] == ["s", "× network"]
+    assert parts["network"][1] == "1.000"
+    assert {"step, first phase", "PAR", "propagation", "loss of affinity", "optimizer"} < set(parts)
+    assert float(parts["step, third phase"][1]) > 1
+    slow = {"multi-scale CAM", "PAR", "affinity", "propagation", "loss of segmentation", "loss of affinity"}
+    assert slow <= set(references)
+    assert all(float(references[name][2]) > 0 for name in slow)
+
+
+def test_growth_is_compared_with_the_first_value(capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "memory_apart", scaling.memory_of)
+    scaling.main([*TINY, "--crop", "64", "128", "--batch", "2", "--classes", "3"])
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["crop 64 batch 2 classes 3"][1] == "1.00"
+    seconds, ratio, power, gib, _ = rows["crop 128"]
+    assert float(seconds) > 0
+    assert float(power) == pytest.approx(math.log2(float(ratio)), abs=0.05)
+    assert float(gib) >= 0
+
+
+def test_parts_run_in_turn():
+    calls = []
+    parts = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    options = Namespace(device="cpu", precision="float32", threads=1, rounds=2, cpu_time=False)
+    assert set(timing.measure(parts, options)) == {"a", "b"}
+    assert [name for name, last in zip(calls, [None, *calls], strict=False) if name != last] == list("abab")

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,19 +46,19 @@ def copy(scenes, tmp_path):
 @pytest.fixture
 def photos(tmp_path):
     """Photos as one has them: JPEG, nested, a dot in the name, one that lies on its side, and masks."""
-    root, rng = tmp_path / "photos", np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for k in range(12):
-        folder, split = ("cat", "dog", "background")[k % 3], "train" if k < 9 else "val"
-        image = Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8))
+        place, split = ("cat", "dog", "background")[k % 3], "train" if k < 9 else "val"
+        path = tmp_path / "photos" / "images" / split / place / f"p.{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
         exif = Image.Exif()
         exif[0x0112] = 6 if k in (4, 10) else 1
-        for part in ("images", "masks") if split == "val" else ("images",):
-            (root / part / split / folder).mkdir(parents=True, exist_ok=True)
-        image.save(root / "images" / split / folder / f"p.{k}.jpg", exif=exif)
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(path, exif=exif)
         if split == "val":
-            mask = Image.fromarray(np.full((30, 20) if k == 10 else (20, 30), (1, 2, 0)[k % 3], np.uint8))
-            mask.save(root / "masks" / split / folder / f"p.{k}.png")
-    return root
+            path = tmp_path / "photos" / "masks" / split / place / f"p.{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((30, 20) if k == 10 else (20, 30), (1, 2, 0)[k % 3], np.uint8)).save(path)
+    return tmp_path / "photos"
 
 
 # What is written
@@ -71,12 +70,14 @@ def test_a_folder_comes_back_as_it_was(photos, tmp_path):
     write_shards(sets, tmp_path / "out", 2)
     manifest = read_manifest(str(tmp_path / "out"))
     assert manifest.class_names == content.class_names
+    assert [split.has_masks for split in manifest.splits.values()] == [False, True]
     for split, source in sets.items():
         back = ShardSet(manifest, split)
         order = [[sample["name"] for sample in source].index(sample["name"]) for sample in back]
         assert sorted(order) == list(range(len(source)))
         assert split == "train" or order == sorted(order)
         np.testing.assert_array_equal(back.labels, source.labels[order])
+        assert list(manifest.splits[split].tag_counts.values()) == source.labels.sum(0).tolist()
         for sample, position in zip(back, order, strict=True):
             assert sample.keys() == source[position].keys()
             for key, value in sample.items():
@@ -90,29 +91,13 @@ def test_another_library_reads_the_same_bytes_and_tags(photos, tmp_path):
     for path in (tmp_path / "out" / "train").glob("*.tar"):
         with path.open("rb") as file:
             for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
+                assert not [key for key in sample if "mask" in key]
                 about = json.loads(sample["json"])
                 read[about["name"]] = sample["jpg"], about["tags"]
     assert read == {
         sample["name"]: (path.read_bytes(), [source.class_names[tag] for tag in np.flatnonzero(tags)])
         for sample, path, tags in zip(source, source.paths, source.labels, strict=True)
     }
-
-
-def test_index_and_manifest_agree_with_the_tar_and_training_holds_no_mask(scenes):
-    manifest = read_manifest(str(scenes))
-    assert {name: split.has_masks for name, split in manifest.splits.items()} == {"train": False, "val": True}
-    assert [len(split.shards) for split in manifest.splits.values()] == [6, 2]
-    for name, split in manifest.splits.items():
-        for row in split.shards:
-            with tarfile.open(scenes / row.file) as tar:
-                members = {member.name: (member.offset_data, member.size) for member in tar}
-            index = json.loads((scenes / row.file).with_suffix(".json").read_text())
-            found = [part for _, _, *parts in index for part in parts if part]
-            assert (row.images, row.bytes) == (len(index), (scenes / row.file).stat().st_size)
-            assert {file: (offset, size) for file, offset, size, _ in found}.items() <= members.items()
-            assert any("mask" in member for member in members) == (name == "val")
-    labels = ShardSet(manifest, "train").labels
-    assert list(manifest.splits["train"].tag_counts.values()) == labels.sum(0).tolist()
 
 
 def test_processes_write_what_one_would(scenes, tmp_path):
@@ -328,8 +313,7 @@ def test_from_scenes_to_shards_to_a_trained_step(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     small = ["data=synthetic", "data.image_size=32", "data.train_images=16", "data.val_images=2"]
     said = run(shard, *small, f"out={out}", "shards=4")
-    assert "16 images in 4 shards" in said
-    assert "2 images in 1 shards" in said
+    assert re.search(r"16 images in 4 shards, .*\n.* 2 images in 1 shards", said)
     said = run(
         train, "+experiment=synthetic", "data=streaming", f"data.root={out}", "data.crop_size=32",
         "data.num_workers=0", "data.batch_size=2", "trainer.max_steps=2", "trainer.val_check_interval=2",

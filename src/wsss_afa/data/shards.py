@@ -200,13 +200,24 @@ def fetch(url: str, start: int | None = None, end: int | None = None, hint: str 
     raise AssertionError("the last try returns or raises")
 
 
-def _read_member(url: str, member: Member) -> io.BytesIO:
+class _Encoded(io.BytesIO):
+    """The bytes of a member, which errors call by the place that they come from."""
+
+    where: str
+
+    def __str__(self) -> str:
+        return self.where
+
+
+def _read_member(url: str, member: Member) -> _Encoded:
     content = fetch(url, member.offset, member.offset + member.size)
     if len(content) > member.size:
         raise UserError(f"{url} came whole, need parts of it: use a server that answers ranges of bytes")
     if zlib.crc32(content) != member.crc32:
         raise UserError(f"{url} is damaged at {member.file}: {_REMEDY}")
-    return io.BytesIO(content)
+    encoded = _Encoded(content)
+    encoded.where = f"{url} {member.file}"
+    return encoded
 
 
 @lru_cache(MAX_INDICES)

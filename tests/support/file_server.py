@@ -65,19 +65,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(content, fault)
 
     def answer(self, content: bytes, fault: str) -> None:
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(match[1]) if match and fault != "no ranges" else 0
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        start, stop = 0, len(content)
+        if match and fault != "no ranges":
+            start, stop = int(match[1]), min(stop, int(match[2] or stop) + 1)
         if start >= len(content) and start:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
             self.end_headers()
             return
         first = start + 1 if fault == "shifted" else start
-        body = content[first:]
+        body = content[first:stop]
         length = len(body) + {"longer": 50, "shorter": -50}.get(fault, 0)
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        part = (start, stop) != (0, len(content))
+        self.send_response(206 if part else 200)
+        if part:
+            self.send_header("Content-Range", f"bytes {first}-{stop - 1}/{len(content)}")
         if fault != "no length":
             self.send_header("Content-Length", str(length))
         self.end_headers()

@@ -1,4 +1,4 @@
-"""Write data sets as shards; ``shards.py`` has their form."""
+"""Write data sets as shards; ``shards.py`` describes their form."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,83 +25,8 @@ from wsss_afa.data.shards import MANIFEST, Entry, Manifest, Member, Shard, Split
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
-
-class Written(NamedTuple):
-    """One shard on the disk."""
-
-    shard: Shard
-    """Its row of the manifest."""
-    has_masks: bool
-    """Whether its samples carry the mask."""
-    tag_counts: list[int]
-    """Images of each class."""
-    broken: list[str]
-    """Messages of the images left out."""
-
-
-class ShardFiles(Dataset[Written]):
-    """Shards of one split; item i writes shard i and its index, so that loader processes write in parallel.
-
-    Every image is decoded once, which finds those that training could not read.
-
-    Args:
-        dataset: What to write.
-        folder: Where to, an existing folder.
-        split: Name of its folder there.
-        size: Images of a shard; the last may have fewer.
-        skip_broken: Whether images that cannot be read are left out instead of refused.
-    """
-
-    def __init__(
-        self, dataset: SampleSet, folder: Path, split: str, size: int, skip_broken: bool = False
-    ) -> None:
-        self._dataset, self._folder, self._split, self._size = dataset, folder, split, size
-        self._skip_broken = skip_broken
-        self._paths: list[Path] | None = getattr(dataset, "paths", None)
-        self._order = _spread(len(dataset)) if split == "train" else np.arange(len(dataset))
-        (folder / split).mkdir()
-
-    def __len__(self) -> int:
-        return -(-len(self._order) // self._size)
-
-    def __getitem__(self, number: int) -> Written:
-        file = f"{self._split}/{number:05d}.tar"
-        path = self._folder / file
-        counts = np.zeros(len(self._dataset.class_names), int)
-        entries, broken = list[Entry](), list[str]()
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for image in self._order[number * self._size :][: self._size]:
-                try:
-                    sample = self._dataset[int(image)]
-                except UserError as error:
-                    if not self._skip_broken:
-                        raise
-                    broken.append(str(error))
-                    continue
-                entries.append(self._add(tar, int(image), sample))
-                counts += sample["class_label"].astype(bool)
-        index = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-        path.with_suffix(".json").write_bytes(index)
-        hashes = _sha256(path), hashlib.sha256(index).hexdigest()
-        shard = Shard(file, len(entries), path.stat().st_size, *hashes)
-        return Written(shard, any(entry.mask for entry in entries), counts.tolist(), broken)
-
-    def _add(self, tar: tarfile.TarFile, image: int, sample: Sample) -> Entry:
-        """Members share a key without dots, for readers of WebDataset cut names at the first."""
-        key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
-        names = [self._dataset.class_names[tag] for tag in tags]
-        member = _add_member(tar, key, *self._encoded(image, sample))
-        mask = _add_member(tar, key, "mask.png", _png(sample["mask"])) if "mask" in sample else None
-        about = json.dumps({"name": sample["name"], "tags": names}, ensure_ascii=False)
-        _add_member(tar, key, "json", about.encode())
-        return Entry(sample["name"], tags, member, mask)
-
-    def _encoded(self, image: int, sample: Sample) -> tuple[str, bytes]:
-        """Ending and content of the image file; an image without a file becomes a PNG."""
-        if self._paths is None:
-            return "png", _png(sample["image"])
-        path = self._paths[image]
-        return path.suffix[1:].lower(), path.read_bytes()
+Parts = Iterable[tuple[Split, list[str]]]
+"""Splits of one shard each, as they are written, and the messages of images left out."""
 
 
 def write_shards(
@@ -110,45 +35,92 @@ def write_shards(
     shards: int,
     num_workers: int = 0,
     skip_broken: bool = False,
-    on_shard: Callable[[str, int, int], None] = lambda split, done, total: None,
+    track: Callable[[Parts, str], Parts] = lambda parts, name: parts,
 ) -> tuple[Manifest, list[str]]:
     """Write splits as shards of equal numbers of images, all of them or nothing.
 
     The training images are spread over the shards at random, always in the same way, so that each shard is a
-    fair sample of them; others keep their order.
+    fair sample of them; others keep their order. Every image is decoded once, which finds broken ones.
 
     Args:
-        datasets: By split; the first one settles the size of a shard.
+        datasets: By split.
         out: A new folder.
-        shards: Of the first split.
+        shards: Number of shards of the first split; it settles the number of images in every shard.
         num_workers: Processes that write; 0 writes in this one.
         skip_broken: Whether images that cannot be read are left out instead of refused.
-        on_shard: Called after each shard with its split, how many are done, and of how many.
+        track: Gets the shards of a split and its name, and shows how many of them are written.
 
     Returns:
         The manifest, and the messages of the images left out.
 
     Raises:
-        UserError: The folder is there already or cannot be written, an image cannot be read, or there are
-            more shards than images.
+        UserError: The folder cannot be made, an image cannot be read, or there are more shards than images.
     """
     first = next(iter(datasets.values()))
     if not 1 <= shards <= len(first):
         raise UserError(f"shards={shards}, need 1 to {len(first)}, the number of images: change it")
-    size, splits, broken = -(-len(first) // shards), dict[str, Split](), list[str]()
+    splits, broken = dict[str, Split](), list[str]()
     with _new_folder(out) as folder:
         for name, dataset in datasets.items():
             assert dataset.class_names == first.class_names, "splits share their classes"
-            files = ShardFiles(dataset, folder, name, size, skip_broken)
-            written = list[Written]()
-            for part in DataLoader(files, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is):
-                written.append(part)
-                broken += part.broken
-                on_shard(name, len(written), len(files))
-            splits[name] = _summarise(dataset.class_names, written)
+            files = _ShardFiles(dataset, folder, name, -(-len(first) // shards), skip_broken)
+            parts = list(track(DataLoader(files, batch_size=None, num_workers=num_workers), name))
+            broken += [message for _, messages in parts for message in messages]
+            splits[name] = _join([split for split, _ in parts], broken)
         manifest = Manifest(str(out), first.class_names, isinstance(first, TaggedFolder), splits)
-        (folder / MANIFEST).write_text(_dump(manifest), encoding="utf-8")
+        content = asdict(manifest)
+        del content["root"]
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
     return manifest, broken
+
+
+class _ShardFiles(Dataset[tuple[Split, list[str]]]):
+    """Item i writes shard i and its index, so that loader processes write in parallel."""
+
+    def __init__(self, dataset: SampleSet, folder: Path, split: str, size: int, skip_broken: bool) -> None:
+        self._dataset, self._folder, self._split, self._size = dataset, folder, split, size
+        self._skip_broken = skip_broken
+        self._paths: list[Path] | None = getattr(dataset, "paths", None)
+        images = np.arange(len(dataset))
+        self._order = np.random.default_rng(0).permutation(images) if split == "train" else images
+        (folder / split).mkdir()
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._size)
+
+    def __getitem__(self, number: int) -> tuple[Split, list[str]]:
+        file = f"{self._split}/{number:05d}.tar"
+        path, entries, broken = self._folder / file, list[Entry](), list[str]()
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for image in self._order[number * self._size :][: self._size].tolist():
+                try:
+                    entries.append(self._add(tar, image, self._dataset[image]))
+                except UserError as error:
+                    if not self._skip_broken:
+                        raise
+                    broken.append(str(error))
+        index = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        path.with_suffix(".json").write_bytes(index)
+        with path.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        shard = Shard(file, len(entries), path.stat().st_size, sha256, hashlib.sha256(index).hexdigest())
+        tags = [tag for _, tags, _, _ in entries for tag in tags]
+        counts = {name: tags.count(tag) for tag, name in enumerate(self._dataset.class_names)}
+        return Split(any(mask for *_, mask in entries), counts, [shard]), broken
+
+    def _add(self, tar: tarfile.TarFile, image: int, sample: Sample) -> Entry:
+        """Members share a key without dots, for readers of WebDataset cut names at the first."""
+        key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
+        if self._paths is None:
+            ending, content = ".png", _png(sample["image"])
+        else:
+            ending, content = self._paths[image].suffix.lower(), self._paths[image].read_bytes()
+        member = _add_member(tar, key + ending, content)
+        mask = _add_member(tar, f"{key}.mask.png", _png(sample["mask"])) if "mask" in sample else None
+        about = {"name": sample["name"], "tags": [self._dataset.class_names[tag] for tag in tags]}
+        _add_member(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+        return sample["name"], tags, member, mask
 
 
 @contextmanager
@@ -167,46 +139,23 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _summarise(class_names: tuple[str, ...], written: list[Written]) -> Split:
-    filled = [part for part in written if part.shard.images]
-    if not filled:
-        raise UserError(f"no image of a split can be read, the first as {written[0].broken[0]}")
-    counts = np.sum([part.tag_counts for part in filled], axis=0).tolist()
-    shards = [part.shard for part in filled]
-    return Split(filled[0].has_masks, dict(zip(class_names, counts, strict=True)), shards)
+def _join(parts: list[Split], broken: list[str]) -> Split:
+    shards = [shard for part in parts for shard in part.shards if shard.images]
+    if not shards:
+        raise UserError(f"no image of a split can be read, the first as {broken[0]}")
+    counts = {name: sum(part.tag_counts[name] for part in parts) for name in parts[0].tag_counts}
+    return Split(any(part.has_masks for part in parts), counts, shards)
 
 
-def _dump(manifest: Manifest) -> str:
-    splits = {
-        name: split._asdict() | {"shards": [shard._asdict() for shard in split.shards]}
-        for name, split in manifest.splits.items()
-    }
-    content = {"class_names": manifest.class_names, "upright": manifest.upright, "splits": splits}
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _spread(length: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).permutation(length)
-
-
-def _add_member(tar: tarfile.TarFile, key: str, ending: str, content: bytes) -> Member:
-    info = tarfile.TarInfo(f"{key}.{ending}")
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> Member:
+    info = tarfile.TarInfo(name)
     info.size = len(content)
     offset = tar.offset + tarfile.BLOCKSIZE  # behind the header
     tar.addfile(info, io.BytesIO(content))
-    return Member(info.name, offset, info.size, zlib.crc32(content))
+    return Member(name, offset, info.size, zlib.crc32(content))
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -2,15 +2,8 @@
 
 A shard is a tar file in the form of WebDataset: members of one sample share their key, images lie there byte
 for byte as they were found, masks are PNG, and a JSON gives name and tags. Beside it lies an index with the
-place and the checksum of every member; ``manifest.json`` counts and hashes the shards of all splits.
-
-Why not a streaming library: which image a step sees must be a pure function of (seed, step). WebDataset
-(1.0.2, BSD, 75 kB, needs braceexpand and PyYAML) reads shards from their start, deals them to processes and
-loader workers, so that the order depends on their number, and leaves resuming to the caller. LitData (0.2.76,
-Apache-2.0, 400 kB, needs boto3, obstore and tifffile) writes a form of its own, deals its chunks out likewise
-and keeps a state to resume from. With an index the order is arithmetic, and what remains to a library is to
-read bytes from a to b of a file anywhere: fsspec (BSD, no dependencies, comes with torch) does that for
-disks, HTTP, S3, Google Cloud and others. WebDataset's form is kept, so that its readers read our shards.
+place and the checksum of every member, so that each image is one read and the order is free to be a function
+of (seed, step). ``manifest.json`` counts and hashes the shards of all splits.
 """
 
 from __future__ import annotations
@@ -23,8 +16,9 @@ import tarfile
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,142 +30,95 @@ from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
 MANIFEST = "manifest.json"
+MAX_INDICES = 32  # of shards, which a process keeps in memory
+RETRY_AFTER = (0.5, 2.0)  # seconds
 _REMEDY = f"copy it anew (its sha256 is in {MANIFEST}), or set data.skip_broken=true to go on without it"
-MAX_INDICES = 32
-"""Indices of shards that a process keeps in memory."""
-RETRY_AFTER = (0.5, 2.0)
-"""Seconds before a failed read is tried again; a file that is not there is not waited for."""
 
 
 class Member(NamedTuple):
-    """Where a file of a shard lies."""
+    """A file of a tar: its name, the place and number of its bytes, and their CRC-32."""
 
     file: str
-    """Its name in the tar."""
     offset: int
-    """Of its first byte."""
     size: int
-    """In bytes."""
     crc32: int
-    """Of its bytes."""
 
 
-class Entry(NamedTuple):
-    """One sample of a shard's index."""
-
-    name: str
-    """Unique in its split."""
-    tags: list[int]
-    """Class indices."""
-    image: Member
-    """Image file."""
-    mask: Member | None
-    """PNG of labels, in splits with masks."""
+Entry = tuple[str, list[int], Member, Member | None]
+"""A sample of an index: name, class indices, image and, in splits with masks, a PNG of labels."""
 
 
-class Shard(NamedTuple):
-    """One row of the manifest."""
+@dataclass(frozen=True)
+class Shard:
+    """A row of the manifest: a tar file relative to the root; its index has the same name with ``.json``."""
 
     file: str
-    """Tar file, relative to the root; the index has its name with .json."""
     images: int
     bytes: int
     sha256: str
-    """Of the tar file."""
     index_sha256: str
-    """Of the index."""
 
 
-class Split(NamedTuple):
-    """Shards of one split."""
+@dataclass(frozen=True)
+class Split:
+    """The shards of a split in the order of their images' indices, and the number of images of each class."""
 
     has_masks: bool
-    """Whether samples carry the mask."""
     tag_counts: dict[str, int]
-    """Images of each class."""
     shards: list[Shard]
-    """In order of their images' indices."""
+
+    @property
+    def images(self) -> int:
+        """Number of images in all shards."""
+        return sum(shard.images for shard in self.shards)
 
 
-class Manifest(NamedTuple):
-    """What a folder of shards holds."""
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder or URL holds; ``upright`` says that images are turned as their EXIF orientation asks."""
 
     root: str
-    """Folder or URL."""
     class_names: tuple[str, ...]
-    """C foreground classes."""
     upright: bool
-    """Whether images are turned as their EXIF orientation says."""
     splits: dict[str, Split]
-    """By name."""
-
-    def split(self, name: str) -> Split:
-        """The split of that name.
-
-        Raises:
-            UserError: There is none.
-        """
-        if name not in self.splits:
-            raise UserError(
-                f"{self.root} has the splits {', '.join(self.splits)}, need {name!r}: write it with "
-                "`python -m wsss_afa.shard`, or set trainer.limit_val_batches=0 to go without validation"
-            )
-        return self.splits[name]
 
 
 def read_manifest(root: str) -> Manifest:
-    """Read what ``write_shards`` wrote.
-
-    Args:
-        root: Folder, or a URL that fsspec knows.
-
-    Raises:
-        UserError: There is no manifest, or it cannot be read.
-    """
+    """Read the manifest of a folder or URL; a UserError says that there is none, or that it is damaged."""
     root = root.rstrip("/") if "://" in root else str(Path(root).expanduser())
-    content = fetch(
-        f"{root}/{MANIFEST}", hint="set data.root to a folder that `python -m wsss_afa.shard` wrote"
-    )
+    url = f"{root}/{MANIFEST}"
+    content = fetch(url, hint="set data.root to a folder that `python -m wsss_afa.shard` wrote")
     try:
         parsed = json.loads(content)
-        splits = {
-            name: Split(split["has_masks"], split["tag_counts"], [_checked(row) for row in split["shards"]])
-            for name, split in parsed["splits"].items()
-        }
+        splits = {name: _parse_split(**split) for name, split in parsed["splits"].items()}
         return Manifest(root, tuple(parsed["class_names"]), parsed["upright"], splits)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{root}/{MANIFEST} is no manifest of shards ({type(error).__name__}: {error}): copy it anew"
-        ) from error
-
-
-def _checked(row: dict[str, Any]) -> Shard:
-    """A row whose file lies below the root, and has no more images than fit into it."""
-    shard = Shard(**row)
-    path = PurePosixPath(shard.file)
-    if path.is_absolute() or path.suffix != ".tar" or ".." in path.parts or re.search(r"[:\\\0]", shard.file):
-        raise ValueError(f"the file {shard.file!r}, need a tar below the root")
-    if not 0 <= shard.images <= shard.bytes // tarfile.BLOCKSIZE:
-        raise ValueError(f"{shard.images} images in {shard.bytes} bytes of {shard.file}")
-    return shard
+        raise UserError(f"{url} is no manifest of shards ({error!r}): copy it anew") from error
 
 
 class ShardSet:
-    """Samples of one split, each read where it lies; no shard is read from its start or kept in memory.
+    """The samples of one split, each read where it lies.
 
-    Args:
-        manifest: From ``read_manifest``.
-        split: ``train`` or ``val``.
+    With ``check``, a disk is asked at once for all shards; a store never is.
 
     Raises:
-        UserError: There is no such split; from an item, its shard is missing or damaged.
+        UserError: There is no such split, or a shard is missing or damaged.
     """
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
-        self.class_names = manifest.class_names
-        self.shards = manifest.split(split).shards
+    def __init__(self, manifest: Manifest, split: str, check: bool = False) -> None:
+        if split not in manifest.splits:
+            raise UserError(
+                f"{manifest.root} has the splits {', '.join(manifest.splits)}, need {split!r}: write it with "
+                "`python -m wsss_afa.shard`, or set trainer.limit_val_batches=0 to go without validation"
+            )
+        self.class_names, self.shards = manifest.class_names, manifest.splits[split].shards
         self._root, self._upright = manifest.root, manifest.upright
         self._ends = np.cumsum([shard.images for shard in self.shards])
+        for shard in self.shards if check and "://" not in self._root else ():
+            path = Path(self._root, shard.file)
+            size = path.stat().st_size if path.is_file() else 0
+            if size != shard.bytes:
+                raise UserError(f"{path} has {size} bytes, need {shard.bytes}: {_REMEDY}")
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -179,7 +126,7 @@ class ShardSet:
         labels = np.zeros((len(self), len(self.class_names)), bool)
         entries = (entry for shard in self.shards for entry in self._index(shard))
         for row, entry in zip(labels, entries, strict=True):
-            row[entry.tags] = True
+            row[entry[1]] = True
         return labels
 
     def __len__(self) -> int:
@@ -190,47 +137,25 @@ class ShardSet:
             raise IndexError(f"image {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self.shards[number]
-        entry = self._index(shard)[index - int(self._ends[number]) + shard.images]
-        return self._sample(shard, entry)
-
-    def check_files(self) -> None:
-        """Find shards that a disk lacks or holds in part; a store is not asked.
-
-        Raises:
-            UserError: There is one.
-        """
-        for shard in self.shards if "://" not in self._root else ():
-            path = Path(self._root, shard.file)
-            size = path.stat().st_size if path.is_file() else 0
-            if size != shard.bytes:
-                raise UserError(f"{path} has {size} bytes, need {shard.bytes}: {_REMEDY}")
+        name, tags, image, mask = self._index(shard)[index - int(self._ends[number]) + shard.images]
+        url, label = f"{self._root}/{shard.file}", np.zeros(len(self.class_names), np.float32)
+        label[tags] = 1
+        pixels = read_image(_read_member(url, image), self._upright)
+        sample = Sample(image=pixels, class_label=label, name=name)
+        if mask is not None:
+            sample["mask"] = read_mask(_read_member(url, mask), pixels.shape[:2])
+        return sample
 
     def _index(self, shard: Shard) -> list[Entry]:
         return _read_index(f"{self._root}/{shard.file.removesuffix('.tar')}.json", shard.index_sha256)
 
-    def _sample(self, shard: Shard, entry: Entry) -> Sample:
-        url = f"{self._root}/{shard.file}"
-        image = read_image(_read_member(url, entry.image), self._upright)
-        label = np.zeros(len(self.class_names), np.float32)
-        label[entry.tags] = 1
-        sample = Sample(image=image, class_label=label, name=entry.name)
-        if entry.mask is not None:
-            sample["mask"] = read_mask(_read_member(url, entry.mask), image.shape[:2])
-        return sample
-
 
 class WindowOrder:
-    """One epoch's order of images, made so that reading stays within a few shards at a time.
+    """One epoch's order of images in which reading stays within a few shards at a time.
 
-    The shards are permuted, cut into windows of some shards each, and the images of a window are permuted;
-    each permutation is a pure function of (seed, epoch, window). Every image comes once. Nothing but one
-    window's permutation is kept, and any position is found without going through those before it.
-
-    Args:
-        counts: Images of each shard.
-        window: Shards that are mixed at a time, at least 1.
-        seed: Not negative.
-        epoch: Not negative.
+    The shards are permuted and cut into windows of so many, and the images of each window are permuted. Each
+    permutation is a pure function of (seed, epoch, window), and any position is found without those before
+    it. ``counts`` has the number of images of each shard.
     """
 
     def __init__(self, counts: Sequence[int], window: int, seed: int, epoch: int) -> None:
@@ -255,16 +180,10 @@ class WindowOrder:
 
 
 def fetch(url: str, start: int | None = None, end: int | None = None, hint: str = _REMEDY) -> bytes:
-    """Read bytes ``start`` to ``end``, or all, of a file on a disk or in a store.
-
-    Args:
-        url: Path or URL.
-        start: Of the first byte.
-        end: Behind the last byte.
-        hint: What the user should do if there is no such file.
+    """Read a file, or its bytes from ``start`` to before ``end``, and try again if a store fails.
 
     Raises:
-        UserError: The file is missing, cannot be read, or its store needs a package that is not installed.
+        UserError: The file is missing or cannot be read; the message ends with the hint.
     """
     for wait in (*RETRY_AFTER, None):
         try:
@@ -282,24 +201,23 @@ def fetch(url: str, start: int | None = None, end: int | None = None, hint: str 
 
 
 class _Encoded(io.BytesIO):
-    """A member in memory that says in errors where it lies."""
+    """The bytes of a member, which errors call by the place that they come from."""
 
-    def __init__(self, content: bytes, where: str) -> None:
-        super().__init__(content)
-        self._where = where
+    where: str
 
     def __str__(self) -> str:
-        return self._where
+        return self.where
 
 
 def _read_member(url: str, member: Member) -> _Encoded:
     content = fetch(url, member.offset, member.offset + member.size)
     if len(content) > member.size:
         raise UserError(f"{url} came whole, need parts of it: use a server that answers ranges of bytes")
-    if len(content) < member.size or zlib.crc32(content) != member.crc32:
-        problem = "cut off" if len(content) < member.size else "damaged"
-        raise UserError(f"{url} is {problem} at {member.file}: {_REMEDY}")
-    return _Encoded(content, f"{url} {member.file}")
+    if zlib.crc32(content) != member.crc32:
+        raise UserError(f"{url} is damaged at {member.file}: {_REMEDY}")
+    encoded = _Encoded(content)
+    encoded.where = f"{url} {member.file}"
+    return encoded
 
 
 @lru_cache(MAX_INDICES)
@@ -308,9 +226,18 @@ def _read_index(url: str, sha256: str) -> list[Entry]:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{url} is damaged: {_REMEDY}")
     try:
-        return [
-            Entry(name, tags, Member(*image), mask and Member(*mask))
-            for name, tags, image, mask in json.loads(content)
-        ]
+        rows = json.loads(content)
+        return [(name, tags, Member(*image), mask and Member(*mask)) for name, tags, image, mask in rows]
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{url} is no index ({type(error).__name__}: {error}): {_REMEDY}") from error
+        raise UserError(f"{url} is no index ({error!r}): {_REMEDY}") from error
+
+
+def _parse_split(has_masks: bool, tag_counts: dict[str, int], shards: list[dict[str, Any]]) -> Split:
+    """A split whose files lie below the root, none with more images than fit into it."""
+    split = Split(has_masks, tag_counts, [Shard(**row) for row in shards])
+    for shard in split.shards:
+        if not re.fullmatch(r"([\w-][\w. -]*/)*\w[\w. -]*\.tar", shard.file):
+            raise ValueError(f"the file {shard.file!r}, need a tar below the root")
+        if not 0 <= shard.images <= shard.bytes // tarfile.BLOCKSIZE:
+            raise ValueError(f"{shard.images} images in {shard.bytes} bytes of {shard.file}")
+    return split

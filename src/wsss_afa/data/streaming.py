@@ -14,10 +14,8 @@ from wsss_afa.errors import UserError
 class StreamingDataModule(TaggedDataModule):
     """Shards written by ``python -m wsss_afa.shard``.
 
-    Images are drawn from a window of shards, each once an epoch; drawing rare classes more often would need
-    all tags in memory, so ``balanced`` is no setting here.
-
-    Settings that are not named below are those of ``TaggedDataModule``.
+    Images are drawn from a window of shards, each once an epoch. There is no ``balanced``: drawing rare
+    classes more often would need all tags in memory. The other settings are those of ``TaggedDataModule``.
 
     Args:
         root: Folder or URL with the manifest; of URLs fsspec knows http, s3, gs and others.
@@ -40,15 +38,11 @@ class StreamingDataModule(TaggedDataModule):
         seed: int = 0,
         skip_broken: bool = False,
     ) -> None:
-        super().__init__(
-            batch_size, crop_size, num_workers, scale, flip, seed, balanced=False, skip_broken=skip_broken
-        )
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, False, skip_broken)
         if window < 1:
             raise UserError(f"data.window is {window}, need at least 1 shard: try 8")
-        self._window = window
-        self._manifest = read_manifest(root)
-        val = self._manifest.splits.get("val")
-        self.has_masks = val is not None and val.has_masks
+        self._window, self._manifest = window, read_manifest(root)
+        self.has_masks = "val" in self._manifest.splits and self._manifest.splits["val"].has_masks
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -57,32 +51,20 @@ class StreamingDataModule(TaggedDataModule):
 
     def prepare_data(self) -> None:
         """Say what was found."""
-        splits = [
-            f"{sum(shard.images for shard in split.shards)} {name} in {len(split.shards)} shards"
-            for name, split in self._manifest.splits.items()
-        ]
-        print(f"data      {self._manifest.root}: {'; '.join(splits)}; {self.num_classes} classes")
+        splits = [f"{split.images} {name} in {len(split.shards)} shards; "
+                  for name, split in self._manifest.splits.items()]  # fmt: skip
+        print(f"data      {self._manifest.root}: {''.join(splits)}{self.num_classes} classes")
 
     def make_train_set(self) -> ShardSet:
         """The training images with their tags."""
-        return self._open("train")
+        return ShardSet(self._manifest, "train", check=not self.skip_broken)
 
     def make_val_set(self) -> ShardSet:
-        """The validation images with their tags and, if there are any, masks.
-
-        Raises:
-            UserError: No validation split was written.
-        """
-        return self._open("val")
-
-    def _open(self, split: str) -> ShardSet:
-        images = ShardSet(self._manifest, split)
-        if not self.skip_broken:
-            images.check_files()
-        return images
+        """The validation images with their tags and, if there are any, masks."""
+        return ShardSet(self._manifest, "val", check=not self.skip_broken)
 
     def _sampler(self, length: int) -> DrawSampler:
         sampler = super()._sampler(length)
-        counts = [shard.images for shard in self._manifest.split("train").shards]
+        counts = [shard.images for shard in self._manifest.splits["train"].shards]
         sampler.order = partial(WindowOrder, counts, self._window, self.seed)
         return sampler

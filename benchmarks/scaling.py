@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-
 from timing import arguments, build, measure, print_table, third_phase
 
 SIZES = {"crop": [512, 256, 384, 768], "batch": [2, 1, 4], "classes": [20, 80, 320]}

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from timing import Run, Setting, arguments, build, measure, print_table, third_phase
 from torch import Tensor
 
-from timing import Run, Setting, arguments, build, measure, print_table, third_phase
 from wsss_afa.cli.allocator import keep_freed_memory
 from wsss_afa.losses.affinity import affinity_loss
 from wsss_afa.losses.segmentation import balanced_cross_entropy

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+
 from wandb_file import Run
 
 CLASSES = ["background", "disc", "box", "triangle"]

@@ -18,7 +18,6 @@ import hydra
 import lightning.fabric.loggers.tensorboard as board
 import pytest
 from hydra.utils import instantiate
-from quiet import QUIET
 from rich.console import Console
 
 from quiet import QUIET

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from PIL import Image
-from quiet import QUIET
 
+from quiet import QUIET
 from wsss_afa import evaluate, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from file_server import FileServer
 
+from file_server import FileServer
 from wsss_afa.data import download as module
 from wsss_afa.data.download import Source, download, require_space, verify
 from wsss_afa.errors import UserError

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from painter import COLOURS, RECIPE, Painter, painter, save_checkpoint, scene
 from PIL import Image
 from torch import nn
+from wsss_afa.models.segmentation_net import SegmentationNet
 
 from painter import COLOURS, RECIPE, Painter, painter, save_checkpoint, scene
 from wsss_afa.errors import UserError
@@ -20,7 +20,6 @@ from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.recipe import load
 from wsss_afa.methods.supervised import GivenLabels
 from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
-from wsss_afa.models.segmentation_net import SegmentationNet
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import MEAN, STD
 from wsss_afa.visualize import paint_label, voc_palette

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import CSVLogger
 from test_dashboard import isolated
 
 from wsss_afa.callbacks import monitor as dashboard_monitor
-from wsss_afa.callbacks.monitor import Clock
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.loggers import dashboards as dashboard_screens
 from wsss_afa.loggers.dashboards import Screen, screens, tell

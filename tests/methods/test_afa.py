@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from released import add_toy, random_net, released_names, save_toy
 
+from released import add_toy, random_net, released_names, save_toy
 from wsss_afa import evaluate, predict, pseudo_labels
 from wsss_afa.data.coco import COCO_CLASSES
 from wsss_afa.data.voc import VOC_CLASSES

@@ -13,8 +13,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from quiet import QUIET
+from wsss_afa.models.segmentation_net import SegmentationNet, SegmentationOutput
 
+from quiet import QUIET
 from wsss_afa import train
 from wsss_afa.data.label_folder import LabelFolder, LabelledImages
 from wsss_afa.data.synthetic import SyntheticDataModule, SyntheticScenes
@@ -28,7 +29,6 @@ from wsss_afa.methods.recipe import load
 from wsss_afa.methods.supervised import GivenLabels
 from wsss_afa.models.backbones.mix_transformer import mix_transformer
 from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
-from wsss_afa.models.segmentation_net import SegmentationNet, SegmentationOutput
 from wsss_afa.types import PseudoLabels
 from wsss_afa.visualize import save_label
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck

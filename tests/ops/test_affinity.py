@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 
+import reference
 from wsss_afa.ops.affinity import affinity_label, radius_mask
 
 

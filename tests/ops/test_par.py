@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 import reference
 from wsss_afa.errors import UserError
 from wsss_afa.ops.par import PixelAdaptiveRefinement

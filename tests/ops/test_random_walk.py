@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 from torch.autograd import gradcheck
 
+import reference
 from wsss_afa.ops.random_walk import RandomWalkPropagation, propagate
 
 GRID = (3, 4)

@@ -14,15 +14,15 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from released import add_toy, random_net, save_toy
+from wsss_afa.models.segmentation_net import SegmentationNet
 
+from released import add_toy, random_net, save_toy
 from wsss_afa import export
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import load
 from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
-from wsss_afa.models.segmentation_net import SegmentationNet
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.types import MEAN, STD
 from wsss_afa.visualize import voc_palette

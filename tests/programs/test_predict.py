@@ -11,7 +11,6 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
-from painter import RECIPE, run_predict, save_checkpoint, scene
 from PIL import Image
 
 from painter import RECIPE, run_predict, save_checkpoint, scene

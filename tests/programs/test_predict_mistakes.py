@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from painter import run_predict, save_checkpoint, scene
 from PIL import Image
+
+from painter import run_predict, save_checkpoint, scene
 
 
 @pytest.fixture(scope="module")

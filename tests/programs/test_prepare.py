@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import hydra
 import numpy as np
 import pytest
-from file_server import FileServer
 from hydra.utils import instantiate
 from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
 
+from file_server import FileServer
 from wsss_afa import prepare
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.coco import COCO_CLASSES

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from released import add_toy, save_toy
 
+from released import add_toy, save_toy
 from wsss_afa import voc_server
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation

@@ -17,10 +17,10 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from quiet import QUIET
 from scipy.stats import ttest_rel
-from small_run import SMALL_RUN
 
+from quiet import QUIET
+from small_run import SMALL_RUN
 from wsss_afa import evaluate, sweep_report, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.reports.sweep_runs import find_runs

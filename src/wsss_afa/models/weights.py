@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from timm.models import load_state_dict, load_state_dict_from_hf
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import load_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
@@ -42,7 +45,11 @@ _HUGGING_FACE: Rules = (
     (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
 )
 _PUBLISHED_HEAD = re.compile(r"^(head|classifier)\.(weight|bias)$")
+_VIT_HEAD = re.compile(r"^(head|head_dist|pre_logits|attn_pool)\.")
+_VIT_FOREIGN = {"mask_token", "visual.class_embedding"}
+"""Keys by which files of DINOv2's and CLIP's authors are known."""
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SOURCES = "a file (.pth, .bin, .safetensors), a URL, or a hub id such as nvidia/mit-b1"
 _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
@@ -112,6 +119,26 @@ def fit_mit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return check_fit(rename_mit(state), model)
 
 
+def fit_vit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Give a plain ViT's published weights timm's names, and leave out heads that the model does not have.
+
+    Args:
+        state: timm's names, or those in the files of DINOv2's or CLIP's authors.
+        model: timm's `VisionTransformer`.
+
+    Returns:
+        Weights that fill the model, ready for `model.load_state_dict`.
+
+    Raises:
+        UserError: a weight is missing, unexpected, or of another shape.
+    """
+    if not _VIT_FOREIGN.isdisjoint(state):
+        state = checkpoint_filter_fn(dict(state), model)
+    state = {re.sub(r"^fc_norm\.", "norm.", key): value for key, value in state.items()}
+    own = model.state_dict()
+    return check_fit({key: v for key, v in state.items() if key in own or not _VIT_HEAD.match(key)}, model)
+
+
 def read_weights(source: str) -> dict[str, Tensor]:
     """Read a state dictionary from a file, a URL or the Hugging Face hub; downloads are kept and used again.
 
@@ -128,14 +155,25 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, it cannot be fetched, or it is no checkpoint.
     """
+    path = _locate(source)
+    own = path == Path(source).expanduser()
+    return _read_file(path, source if own else f"{source} (kept as {path})")
+
+
+def weights_sha256(source: str) -> str:
+    """SHA-256, in hexadecimal, of the file that `read_weights` reads for a source; raises as it does."""
+    with _locate(source).open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _locate(source: str) -> Path:
     path = Path(source).expanduser()
     if "://" in source:
-        path = _download(source)
-        return _read_file(path, f"{source} (kept as {path})")
+        return _download(source)
     if path.is_file():
-        return _read_file(path, source)
+        return path
     if _HUB_ID.fullmatch(source) and path.suffix not in _FILE_TYPES:
-        return _read_hub(source)
+        return _from_hub(source)
     raise UserError(
         f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, or null (random weights)"
     )
@@ -157,9 +195,13 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read_hub(source: str) -> dict[str, Tensor]:
+def _from_hub(source: str) -> Path:
+    repository, _, revision = source.partition("@")
     try:
-        return dict(load_state_dict_from_hf(source, weights_only=True))
+        try:
+            return Path(hf_hub_download(repository, _HUB_FILES[0], revision=revision or None))
+        except EntryNotFoundError:
+            return Path(hf_hub_download(repository, _HUB_FILES[1], revision=revision or None))
     except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
         raise UserError(
             f"{source}: no such file, and no weights from the hub ({_first_line(error)}); need {_SOURCES}: "

@@ -12,7 +12,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_afa.callbacks.pruning import MARK
 from wsss_afa.errors import UserError
 
 _NO_SETTING = (

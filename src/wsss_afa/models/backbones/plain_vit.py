@@ -1,0 +1,108 @@
+"""timm's plain Vision Transformers: built by name, filled with published weights, run block by block.
+
+Shapes as in `timm_vit`: n tokens, D channels, d = D / heads.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+from wsss_afa.errors import UserError
+from wsss_afa.models.weights import fit_vit, read_weights, weights_sha256
+
+__all__ = ["fill", "plain_vit", "project", "run_block"]
+
+
+def project(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, heads, n, d) that a block makes of the tokens (B, n, D) given."""
+    attn = block.attn
+    heads = attn.qkv(block.norm1(tokens)).unflatten(2, (3, attn.num_heads, -1))  # (B, n, 3, heads, d)
+    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(query), attn.k_norm(key), value
+
+
+def run_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One block with fused attention: tokens (B, n, D) → tokens, and the queries and keys used."""
+    query, key, value = project(block, tokens)
+    attended = F.scaled_dot_product_attention(query, key, value)  # scale d^-0.5
+    attended = block.attn.proj(block.attn.norm(attended.transpose(1, 2).flatten(2)))
+    tokens = tokens + block.drop_path1(block.ls1(attended))
+    tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return tokens, query, key
+
+
+def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
+    """Build timm's model with random weights, and make sure that it consists of plain blocks.
+
+    Args:
+        name: timm's, with or without a tag.
+        projection: keep the linear layer behind the tower, which is CLIP's projection.
+        arguments: further ones of timm's constructor.
+
+    Returns:
+        timm's `VisionTransformer`, for images of any size.
+
+    Raises:
+        UserError: timm has no such model, cannot build it so, or it is no plain ViT.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models("*vit*") + timm.list_models("deit*"), n=1)
+        hint = f"did you mean {near[0]}?" if near else "timm.list_models('*vit*') names them"
+        raise UserError(f"backbone.name={name}: timm has no such model; {hint}")
+    settings = {"dynamic_img_size": True, "global_pool": "", **arguments}
+    if not projection:
+        settings["num_classes"] = 0
+    try:
+        model = timm.create_model(name, **settings)
+    except Exception as error:  # architectures raise what they like
+        raise UserError(
+            f"backbone.name={name} cannot be built with {settings} ({' '.join(str(error).split())}): need a "
+            "plain ViT, such as vit_base_patch16_224"
+        ) from error
+    blocks = getattr(model, "blocks", [])
+    plain = type(model) is VisionTransformer and model.pos_embed is not None
+    if not plain or any(type(b) is not Block or type(b.attn) is not Attention or b.attn.gate for b in blocks):
+        raise UserError(f"backbone.name={name} is no plain ViT; need one, such as vit_base_patch16_224")
+    if projection and not model.num_classes:
+        raise UserError(f"backbone.name={name} has no projection; need a CLIP, or backbone.projection=false")
+    return model
+
+
+def fill(model: Any, name: str, pretrained: bool | str | None) -> tuple[str | None, str | None]:
+    """Load weights into timm's model, every one and no other.
+
+    Args:
+        model: as `plain_vit` made it.
+        name: its name, for messages.
+        pretrained: True for the weights that timm names; a file, URL or hub id; None or False for none.
+
+    Returns:
+        Source and SHA-256 of the file, None for both where the weights stay random.
+
+    Raises:
+        UserError: the weights cannot be had or do not fit.
+    """
+    if not pretrained:
+        return None, None
+    source = pretrained if isinstance(pretrained, str) else _published(model.pretrained_cfg, name)
+    state = read_weights(source)
+    try:
+        model.load_state_dict(fit_vit(state, model))
+    except UserError as error:
+        raise UserError(f"backbone.pretrained={source} for backbone.name={name}: {error}") from None
+    return source, weights_sha256(source)
+
+
+def _published(config: Mapping[str, Any], name: str) -> str:
+    source: str | None = config.get("hf_hub_id") or config.get("url")
+    if not source:
+        raise UserError(f"backbone.pretrained=true: timm has no weights for {name}; need a file, URL or null")
+    return source

@@ -54,7 +54,7 @@ LIGHTNING = {
     "report_callback.py",
     "summary.py",
 }
-HYDRA = {"cli.py", "checkpoint.py", "growth.py", "help_page.py", "sweep_runs.py"} | ENTRY_POINTS
+HYDRA = {"cli.py", "checkpoint.py", "growth.py", "help_page.py", "reports/sweep.py"} | ENTRY_POINTS
 CORE = [name for name in FILES if name.startswith(("models/", "ops/")) or name in {"losses.py", "metrics.py"}]
 MAX_LINES = 350
 

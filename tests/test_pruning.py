@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from quiet import QUIET
 from small_run import SMALL_RUN
 from wsss_afa import train
-from wsss_afa.run_log import read_log
-from wsss_afa.sweep_runs import find_runs
+from wsss_afa.reports.log import read_log
+from wsss_afa.reports.sweep import find_runs
 
 pytest.importorskip("optuna", reason="needs the extra sweep: pip install -e '.[sweep]'")
 pytestmark = QUIET
@@ -36,7 +36,7 @@ def leave_scores(folder, scores):
 
 
 def steps_of(folder):
-    return sorted(read_log(folder / "metrics.csv")["val/miou_seg"])
+    return list(read_log(folder / "metrics.csv")["val/miou_seg"].index)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich import get_console
 
-from wsss_afa.run_log import read_log
+from wsss_afa.reports.log import read_log
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

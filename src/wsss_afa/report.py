@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wsss_afa.metrics import class_iou
 from wsss_afa.report_charts import draw_curves, draw_heat_map, to_data_uri
-from wsss_afa.run_log import read_log
+from wsss_afa.reports.log import read_log
 from wsss_afa.visualize import Panel, voc_palette
 
 THUMBNAIL = 240
@@ -224,7 +224,7 @@ def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int,
     history = {
         title: [
             (step, 100 * value)
-            for step, value in log.get(f"val/miou_{source}", {}).items()
+            for step, value in dict(log.get(f"val/miou_{source}", {})).items()
             if math.isfinite(value)
         ]
         for source, title in titles.items()

@@ -192,7 +192,7 @@ def test_settings_of_one_command_line_and_other_defaults_are_two_rows(tmp_path):
         config.optim.lr = rate
         OmegaConf.save(config, tmp_path / str(number) / ".hydra/config.yaml")
     rows, problems = make_rows(find_runs([tmp_path]))
-    assert (list(rows), problems) == (["unchanged", "unchanged (2)"], [])
+    assert (list(rows), problems) == (["unchanged", "unchanged (row 2)"], [])
 
 
 @pytest.mark.parametrize("argument", ["runs=nowhere", "runs=.", "runs=[.]", "plot=worst"])

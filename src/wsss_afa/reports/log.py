@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 
 def read_log(path: Path) -> dict[str, pd.Series]:
@@ -18,8 +16,6 @@ def read_log(path: Path) -> dict[str, pd.Series]:
     Returns:
         Values by column; the index of each series is the step, counted from 1.
     """
-    import pandas as pd  # not above: programs that read no log would wait for it
-
     try:
         text = pd.read_csv(path, dtype=str, encoding_errors="replace", on_bad_lines="skip")
     except (pd.errors.ParserError, pd.errors.EmptyDataError):

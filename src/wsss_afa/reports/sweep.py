@@ -52,7 +52,7 @@ class Sweep(NamedTuple):
 
 
 def label(overrides: Sequence[str], common: Collection[str]) -> str:
-    """Name a setting by the overrides that others do not share; rows of ``conf/sweep`` by their name alone."""
+    """Name a setting by the overrides that others do not share; rows of ``conf/sweep`` by name alone."""
     own = (word for word in overrides if word not in common)
     names = [word.partition("=")[2] if word.startswith("sweep/") else word for word in own]
     return " ".join(names) or "unchanged"

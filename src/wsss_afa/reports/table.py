@@ -46,21 +46,16 @@ def make_rows(sweep: Sweep) -> tuple[dict[str, dict[int, Run]], list[str]]:
     titles: dict[str, str] = {}
     problems = []
     for run in sweep.runs:
-        title = titles.get(run.settings) or _unused(label(run.overrides, sweep.common), rows)
-        titles[run.settings] = title
-        row = rows.setdefault(title, {})
+        title = label(run.overrides, sweep.common)
+        if run.settings not in titles:  # equal overrides of other defaults are another setting
+            titles[run.settings] = f"{title} (row {len(rows) + 1})" if title in rows else title
+        row = rows.setdefault(titles[run.settings], {})
         if former := row.get(run.seed):
             problems.append(f"{former.folder}: has setting and seed of {run.folder}, which counts")
         row[run.seed] = run
     seeds = sorted({seed for row in rows.values() for seed in row})
     absent = [f"{title}: no seed {seed}" for title, row in rows.items() for seed in seeds if seed not in row]
     return rows, problems + absent
-
-
-def _unused(title: str, taken: Iterable[str]) -> str:
-    """The title, with a number if another setting has it: its overrides are equal and its defaults are not."""
-    names = (title, *(f"{title} ({number})" for number in range(2, 2 + len(list(taken)))))
-    return next(name for name in names if name not in taken)
 
 
 def tabulate(rows: dict[str, dict[int, Run]]) -> pd.DataFrame:

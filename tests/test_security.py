@@ -22,12 +22,11 @@ from wsss_afa import checkpoint
 from wsss_afa.checkpoint import build, load
 from wsss_afa.checkpointing import BestAndLast, resume_point
 from wsss_afa.data.archive import unpack
-from wsss_afa.data.coco import COCO
+from wsss_afa.data.coco import COCO, read_category_ids
 from wsss_afa.data.images import read_image, read_kind, read_mask
 from wsss_afa.data.label_folder import LabelFolder, label_path
 from wsss_afa.data.shard_writer import write_shards
 from wsss_afa.data.shards import ShardSet, _read_index, read_manifest
-from wsss_afa.data.survey import read_category_ids
 from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.data.tags import read_tags
 from wsss_afa.data.voc import parse_tags

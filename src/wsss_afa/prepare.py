@@ -8,25 +8,28 @@ appears at once; every split is opened and counted, and masks are read. What was
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
+from torch.utils.data import DataLoader, Dataset
 
 from wsss_afa import __version__
 from wsss_afa.cli import entry_point
 from wsss_afa.data.archive import unpack
+from wsss_afa.data.coco import read_category_ids
 from wsss_afa.data.download import Source, download, require_space, verify
-from wsss_afa.data.survey import Split, count_images, count_split, read_all, read_category_ids
 from wsss_afa.data.whole_file import write_whole
 from wsss_afa.shard import pack
 from wsss_afa.types import UserError
 
 MANIFEST = "manifest.json"
 """In the root: the archives with their hashes, and the counts of what they hold."""
+_BATCH = 16
+"""Samples that are read between two steps of a progress bar."""
 
 
 def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
@@ -45,7 +48,7 @@ def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
         raise UserError(f"{path} is no manifest ({error!r}): delete it and run again") from error
     if made != dataset:
         raise UserError(f"root={root} holds {made}, need a folder for {dataset}: set root to another")
-    found = count_images(root)
+    found = _count_images(root)
     if found != images:
         raise UserError(
             f"root={root} has {found} images, its {MANIFEST} says {images}: delete the folder and run again"
@@ -106,28 +109,42 @@ def find(sources: list[Source], folder: Path) -> dict[str, str]:
     return {source.name: verify(folder / source.name, source) for source in sources}
 
 
-def survey(cfg: DictConfig, root: Path) -> dict[str, Split]:
+def survey(cfg: DictConfig, root: Path) -> dict[str, dict[str, Any]]:
     """Open and count every split, and read those with masks.
+
+    Returns:
+        By split, the number of images and of masks, and the images of each class.
 
     Raises:
         UserError: A file is missing or broken, or there are more or fewer images than there should be.
     """
-    _require_count(root, "images", count_images(root), cfg.dataset.images)
+    _require_count(root, "images", _count_images(root), cfg.dataset.images)
     found = {}
-    with Progress() as bar:
-        for split, images in cfg.dataset.splits.items():
-            with_mask = split in cfg.dataset.masks
-            task = bar.add_task(f"{split}, with masks" if with_mask else split, total=images)
-            samples = instantiate(cfg.dataset.reader, root=str(root), split=split, with_mask=with_mask)
-            _require_count(root, f"images in {split}", len(samples), images)
-            masks = read_all(samples, cfg.num_workers, _teller(bar, task)) if with_mask else 0
-            bar.update(task, completed=images)
-            found[split] = count_split(samples, masks)
+    for split, images in cfg.dataset.splits.items():
+        with_mask = split in cfg.dataset.masks
+        samples = instantiate(cfg.dataset.reader, root=str(root), split=split, with_mask=with_mask)
+        _require_count(root, f"images in {split}", len(samples), images)
+        if with_mask:
+            _read_all(samples, cfg.num_workers, f"{split}, with masks")
+        tags = dict(zip(samples.class_names, samples.labels.sum(0).tolist(), strict=True))
+        found[split] = {"images": images, "masks": images if with_mask else 0, "tags": tags}
     return found
 
 
+def _count_images(root: Path) -> int:
+    """Photographs below a folder, those without annotations included."""
+    return sum(name.endswith(".jpg") for _, _, names in os.walk(root) for name in names)
+
+
+def _read_all(samples: Dataset[Any], num_workers: int, description: str) -> None:
+    """Read every sample, which proves each image and mask and draws the masks that are drawn."""
+    workers = min(num_workers, os.cpu_count() or 1)
+    for _ in track(DataLoader(samples, _BATCH, num_workers=workers, collate_fn=len), description):
+        pass  # a worker hands over the number of samples alone
+
+
 def make_manifest(
-    cfg: DictConfig, root: Path, archives: dict[str, dict[str, Any]], splits: dict[str, Split]
+    cfg: DictConfig, root: Path, archives: dict[str, dict[str, Any]], splits: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What ``manifest.json`` says; of COCO's classes, the category ids as well."""
     names = list(next(iter(splits.values()))["tags"])
@@ -170,12 +187,7 @@ def make(cfg: DictConfig, root: Path) -> dict[str, Any]:
         checksums = find(sources, folder)
     paths = [folder / source.name for source in sources]
     with Progress() as bar:
-        unpack(
-            paths,
-            root,
-            cfg.dataset.folder,
-            lambda path, count: _teller(bar, bar.add_task(path.name, total=count)),
-        )
+        unpack(paths, root, cfg.dataset.folder, bar.track)
     archives = {
         path.name: {"url": source.url, "bytes": path.stat().st_size, "checksum": checksums[path.name]}
         for path, source in zip(paths, sources, strict=True)
@@ -215,10 +227,6 @@ def main(cfg: DictConfig) -> float:
 def _bytes_left(source: Source, path: Path) -> int:
     there = next((p.stat().st_size for p in (path, path.with_name(f"{path.name}.partial")) if p.exists()), 0)
     return max((source.size or 0) - there, 0)
-
-
-def _teller(bar: Progress, task: Any) -> Callable[[int], None]:
-    return lambda done: bar.update(task, completed=done)
 
 
 def _require_count(root: Path, what: str, found: int, wanted: int) -> None:

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from wsss_afa.checkpoint import load
 from wsss_afa.cli import entry_point
-from wsss_afa.data.archive import list_entries
+from wsss_afa.data.archive import list_files
 from wsss_afa.data.images import open_image, read_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
 from wsss_afa.predictor import Predictor
@@ -143,7 +143,7 @@ def _open_folder(path: Path, inside: PurePosixPath) -> Iterator[tuple[PurePosixP
 
 def _open_archive(path: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
     """Files by their place, once all of them have been found harmless."""
-    list_entries(path)
+    list_files(path)
     try:
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:

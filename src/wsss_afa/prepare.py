@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
 from torch.utils.data import DataLoader, Dataset
 
 from wsss_afa import __version__
@@ -64,38 +65,29 @@ def list_sources(cfg: DictConfig) -> list[Source]:
     return [source._replace(url=f"{cfg.base_url.rstrip('/')}/{source.name}") for source in official]
 
 
-def fetch(cfg: DictConfig, sources: list[Source], folder: Path) -> dict[str, str]:
+def fetch(cfg: DictConfig, sources: list[Source], folder: Path) -> None:
     """Download what the folder lacks, and check all of it.
-
-    Returns:
-        The checksum of each archive, by its name.
 
     Raises:
         UserError: A download fails, or the disk holds neither the archives nor, then, what is in them.
     """
     left = sum(_bytes_left(source, folder / source.name) for source in sources)
-    require_space(folder, left + sum(source.size or 0 for source in sources))
+    require_space(folder, left + sum(source.size for source in sources))
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        bars = {source: bar.add_task(source.name, total=source.size) for source in sources}
-
-        def fetch_one(source: Source) -> str:
-            def tell(done: int, total: int | None) -> None:
-                bar.update(bars[source], completed=done, total=total)
-
-            path = folder / source.name
-            checksum = download(source, path, cfg.attempts, cfg.wait, cfg.timeout, tell)
-            tell(path.stat().st_size, path.stat().st_size)
-            return checksum
-
-        return {source.name: fetch_one(source) for source in sources}
+        tasks = [bar.add_task(source.name, total=source.size) for source in sources]
+        for source, task in zip(sources, tasks, strict=True):
+            tell = partial(_tell, bar, task)
+            download(source, folder / source.name, cfg.attempts, cfg.wait, cfg.timeout, tell)
+            tell(source.size)
 
 
-def find(sources: list[Source], folder: Path) -> dict[str, str]:
+def _tell(bar: Progress, task: TaskID, done: int) -> None:
+    bar.update(task, completed=done)
+
+
+def find(sources: list[Source], folder: Path) -> None:
     """Check archives that are there already; nothing is downloaded.
-
-    Returns:
-        The checksum of each archive, by its name.
 
     Raises:
         UserError: One is missing or another file.
@@ -106,7 +98,8 @@ def find(sources: list[Source], folder: Path) -> dict[str, str]:
             f"archives={folder} lacks {', '.join(source.name for source in absent)}: copy it from "
             f"{absent[0].url}, or leave archives out to download"
         )
-    return {source.name: verify(folder / source.name, source) for source in sources}
+    for source in sources:
+        verify(folder / source.name, source)
 
 
 def survey(cfg: DictConfig, root: Path) -> dict[str, dict[str, Any]]:
@@ -143,10 +136,9 @@ def _read_all(samples: Dataset[Any], num_workers: int, description: str) -> None
         pass  # a worker hands over the number of samples alone
 
 
-def make_manifest(
-    cfg: DictConfig, root: Path, archives: dict[str, dict[str, Any]], splits: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def make_manifest(cfg: DictConfig, root: Path, sources: list[Source]) -> dict[str, Any]:
     """What ``manifest.json`` says; of COCO's classes, the category ids as well."""
+    splits = survey(cfg, root)
     names = list(next(iter(splits.values()))["tags"])
     ids = read_category_ids(root / cfg.dataset.categories) if cfg.dataset.categories else {}
     classes = [
@@ -156,7 +148,10 @@ def make_manifest(
     return {
         "dataset": cfg.dataset.name,
         "library": f"wsss-afa {__version__}",
-        "archives": archives,
+        "archives": {
+            source.name: {"url": source.url, "bytes": source.size, "checksum": source.checksum}
+            for source in sources
+        },
         "images": cfg.dataset.images,
         "splits": splits,
         "classes": classes,
@@ -181,19 +176,17 @@ def make(cfg: DictConfig, root: Path) -> dict[str, Any]:
     """Fetch, unpack, survey and record; return the manifest."""
     sources, folder = list_sources(cfg), root.with_name(f"{root.name}_archives")
     if cfg.archives is None:
-        checksums = fetch(cfg, sources, folder)
+        fetch(cfg, sources, folder)
     else:
         folder = Path(cfg.archives).expanduser()
-        checksums = find(sources, folder)
-    paths = [folder / source.name for source in sources]
+        find(sources, folder)
     with Progress() as bar:
-        unpack(paths, root, cfg.dataset.folder, bar.track)
-    archives = {
-        path.name: {"url": source.url, "bytes": path.stat().st_size, "checksum": checksums[path.name]}
-        for path, source in zip(paths, sources, strict=True)
-    }
-    manifest = make_manifest(cfg, root, archives, survey(cfg, root))
-    _write(root / MANIFEST, manifest)
+        unpack([folder / source.name for source in sources], root, cfg.dataset.folder, bar.track)
+    manifest, path = make_manifest(cfg, root, sources), root / MANIFEST
+    try:
+        write_whole(path, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): free the disk or choose another") from error
     report(cfg, root, manifest)
     if cfg.archives is None:
         print(f"archives   {folder}; they are needed no more")
@@ -226,19 +219,12 @@ def main(cfg: DictConfig) -> float:
 
 def _bytes_left(source: Source, path: Path) -> int:
     there = next((p.stat().st_size for p in (path, path.with_name(f"{path.name}.partial")) if p.exists()), 0)
-    return max((source.size or 0) - there, 0)
+    return max(source.size - there, 0)
 
 
 def _require_count(root: Path, what: str, found: int, wanted: int) -> None:
     if found != wanted:
         raise UserError(f"{root} has {found} {what}, need {wanted}: delete the folder and run again")
-
-
-def _write(path: Path, manifest: dict[str, Any]) -> None:
-    try:
-        write_whole(path, json.dumps(manifest, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): free the disk or choose another") from error
 
 
 if __name__ == "__main__":

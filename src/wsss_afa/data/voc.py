@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.images import absent_files, read_image, read_mask, require_files
-from wsss_afa.types import IGNORE_INDEX, Sample, UserError
+from wsss_afa.types import Sample, UserError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -74,7 +74,7 @@ class VOC:
         image = read_image(self.root / "JPEGImages" / f"{name}.jpg")
         sample = Sample(image=image, class_label=self.labels[index].astype(np.float32), name=name)
         if self._masks is not None:
-            sample["mask"] = _read_mask(self._masks / f"{name}.png", image.shape[:2])
+            sample["mask"] = read_mask(self._masks / f"{name}.png", image.shape[:2], len(VOC_CLASSES))
         return sample
 
 
@@ -139,13 +139,3 @@ def _find_masks(root: Path, names: list[str], split: str) -> Path:
     )
     require_files(folder, pngs, split)
     return folder
-
-
-def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    mask = read_mask(path, size)
-    worst = int(np.where(mask == IGNORE_INDEX, 0, mask).max())
-    if worst > len(VOC_CLASSES):
-        raise UserError(
-            f"{path} has label {worst}, need 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}: replace the mask"
-        )
-    return mask

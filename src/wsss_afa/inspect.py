@@ -18,13 +18,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from wsss_afa.cli import entry_point
 from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.images import shrink
 from wsss_afa.data.inspection import Finding, Look, Split, choose, describe, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.data.whole_file import write_whole
@@ -82,7 +82,7 @@ def draw_sheet(
                 image = paint_label(image, sample["mask"], alpha=0.6)
             names = [split.class_names[tag] for tag in np.flatnonzero(split.tags[index])]
             tags = textwrap.shorten(f"{split.name}: {', '.join(names) or 'no tag'}", 56, placeholder=" …")
-            pictures.append((textwrap.fill(tags, 28), _thumbnail(image)))
+            pictures.append((textwrap.fill(tags, 28), shrink(image, _THUMBNAIL)))
     return pictures
 
 
@@ -202,12 +202,6 @@ def _layout(error: UserError) -> list[Finding]:
 def _untagged(split: Split) -> list[str]:
     looks: list[Look] = [split.looks[index] for index in np.flatnonzero(~split.tags.any(1))]
     return [each.place for each in looks]
-
-
-def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    small = Image.fromarray(image)
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return np.asarray(small)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_afa.losses import AFALoss
-from wsss_afa.models.afa import AFANet, parameter_kinds
-from wsss_afa.models.mix_transformer import MixTransformer, attention_logits
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.methods.afa.network import AFANet, parameter_kinds
+from wsss_afa.models.backbones.mix_transformer import MixTransformer, attention_logits
 from wsss_afa.models.weights import rename_afa
 from wsss_afa.ops.affinity import radius_mask
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.ops.pseudo_label import PseudoLabeler, cam_label, ignore_outside, own_classes, to_rgb
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.ops.labels import cam_label, ignore_outside, own_classes
+from wsss_afa.ops.images import to_rgb
 from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.optim import AdamWPoly
+from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.types import AffinityTokens, Batch, PseudoLabels
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -17,7 +17,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from wsss_afa.config import CONFIG_DIR
+from wsss_afa.cli.config_dir import CONFIG_DIR
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

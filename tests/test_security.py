@@ -18,9 +18,9 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from test_data_coco import annotation, box, write
-from wsss_afa import checkpoint
-from wsss_afa.checkpoint import build, load
-from wsss_afa.checkpointing import BestAndLast, resume_point
+from wsss_afa.methods import recipe as checkpoint
+from wsss_afa.methods.recipe import build, load
+from wsss_afa.callbacks.checkpoints import BestAndLast, resume_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.coco import COCO, read_category_ids
 from wsss_afa.data.images import read_image, read_kind, read_mask
@@ -28,12 +28,12 @@ from wsss_afa.data.label_folder import LabelFolder, label_path
 from wsss_afa.data.shard_writer import write_shards
 from wsss_afa.data.shards import ShardSet, _read_index, read_manifest
 from wsss_afa.data.synthetic import SyntheticScenes
-from wsss_afa.data.tags import read_tags
+from wsss_afa.data.folder.tags import read_tags
 from wsss_afa.data.voc import parse_tags
-from wsss_afa.models.timm_features import TimmFeatures
+from wsss_afa.models.backbones.timm_pyramid import TimmFeatures
 from wsss_afa.models.weights import read_weights
 from wsss_afa.prepare import read_manifest as read_preparation
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 
@@ -83,17 +83,17 @@ def test_pickled_code_among_a_runs_checkpoints_is_put_aside(tmp_path):
 
 
 AFA = {
-    "_target_": "wsss_afa.models.afa.AFANet",
+    "_target_": "wsss_afa.methods.afa.network.AFANet",
     "decoder_dim": 8,
     "backbone": {
-        "_target_": "wsss_afa.models.mix_transformer.mix_transformer",
+        "_target_": "wsss_afa.models.backbones.mix_transformer.mix_transformer",
         "variant": "tiny",
         "strides": [4, 2, 1, 1],
         "pretrained": None,
     },
 }
 LABELS = {
-    "_target_": "wsss_afa.ops.pseudo_label.PseudoLabeler",
+    "_target_": "wsss_afa.methods.afa.pseudo_labels.PseudoLabeler",
     "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"},
     "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
     "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation"},
@@ -118,7 +118,7 @@ def attacks(trace):
         "a name in parts": recipe(
             {**AFA, "backbone": {"_target_": "${oc.decode:os.mkdir}", "_args_": [trace]}}
         ),
-        "one of ours, for its module": recipe({**AFA, "backbone": {"_target_": "wsss_afa.config.os.mkdir"}}),
+        "one of ours, for its module": recipe({**AFA, "backbone": {"_target_": "wsss_afa.cli.config_dir.os.mkdir"}}),
         "through an environment": recipe({**AFA, "decoder_dim": "${oc.env:HOME}"}),
         "another container": recipe({**AFA, "backbone": {1, 2}}),
         "a key": recipe({**AFA, "${oc.env:HOME}": 1}),
@@ -145,7 +145,7 @@ def test_the_recipe_that_the_attacks_alter_is_sound():
 
 @pytest.mark.parametrize("part", ["model", "pseudo_label"])
 def test_a_checkpoint_fetches_nothing(part, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsss_afa.models.mix_transformer.read_weights", pytest.fail)
+    monkeypatch.setattr("wsss_afa.models.backbones.mix_transformer.read_weights", pytest.fail)
     backbone = {**AFA["backbone"], "pretrained": "http://127.0.0.1:9/weights.pth"}
     content = (
         recipe({**AFA, "backbone": backbone})

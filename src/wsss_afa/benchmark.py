@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from wsss_afa.allocator import keep_freed_memory, peak_memory
+from wsss_afa.cli.allocator import keep_freed_memory, peak_memory
 from wsss_afa.benchmark_parts import (
     BASE,
     Part,
@@ -38,11 +38,11 @@ from wsss_afa.benchmark_parts import (
     random_batch,
     step_parts,
 )
-from wsss_afa.cli import entry_point
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.growth import measure_growth, measure_par_growth, print_growth, print_par_growth
-from wsss_afa.models.afa import AFANet
-from wsss_afa.ops.pseudo_label import PseudoLabeler
-from wsss_afa.types import UserError
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.errors import UserError
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -21,11 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsss_afa.data.images import read_image
 from wsss_afa.data.transforms import TrainTransform
-from wsss_afa.losses import AFALoss
-from wsss_afa.models.afa import AFANet
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.methods.afa.network import AFANet
 from wsss_afa.ops.dense_crf import DenseCRF
-from wsss_afa.ops.pseudo_label import PseudoLabeler, own_classes, to_rgb
-from wsss_afa.types import AFAOutput, Batch, UserError
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.ops.labels import own_classes
+from wsss_afa.ops.images import to_rgb
+from wsss_afa.types import AFAOutput, Batch
+from wsss_afa.errors import UserError
 
 BASE = "forward + backward"
 """The part that the others are multiples of."""

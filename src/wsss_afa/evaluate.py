@@ -5,19 +5,19 @@ from __future__ import annotations
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from wsss_afa.checkpoint import load
-from wsss_afa.cli import entry_point
-from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.lightning_module import AFALightningModule
+from wsss_afa.methods.recipe import load
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.methods.base import AFALightningModule
 from wsss_afa.train import make_trainer
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
     """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1]."""
     net, labeler, recipe = load(cfg.ckpt)
-    data: AFADataModule = instantiate(cfg.data)
+    data: TaggedDataModule = instantiate(cfg.data)
     if tuple(recipe["class_names"]) != data.class_names:
         known, there = recipe["class_names"], data.class_names
         raise UserError(

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from wsss_afa import __version__
-from wsss_afa.checkpoint import Recipe, load
-from wsss_afa.cli import entry_point
-from wsss_afa.models.afa import AFANet
-from wsss_afa.models.mix_transformer import MixTransformer
+from wsss_afa.methods.recipe import Recipe, load
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.models.backbones.mix_transformer import MixTransformer
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 from wsss_afa.visualize import voc_palette
 
 OPSET = 18

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from wsss_afa.allocator import peak_memory
+from wsss_afa.cli.allocator import peak_memory
 from wsss_afa.benchmark_parts import finish, load_reference, par_part, random_batch, step_parts
 
 

@@ -28,19 +28,21 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from wsss_afa.cli import entry_point
-from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.data.whole_file import write_whole
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.files import write_whole
 from wsss_afa.metrics import class_iou, count_pairs
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.dense_crf import DenseCRF
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.ops.pseudo_label import PseudoLabeler, class_scores, own_classes
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.ops.labels import class_scores, own_classes
 from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.ops.resize import resize
+from wsss_afa.ops.images import resize
 from wsss_afa.oracle_maps import KINDS, Scene, make_scene
 from wsss_afa.oracle_report import draw, print_tables
-from wsss_afa.types import Activation, AffinityTokens, UserError
+from wsss_afa.types import Activation, AffinityTokens
+from wsss_afa.errors import UserError
 from wsss_afa.visualize import save_figure
 
 Config = dict[str, Any]
@@ -229,7 +231,7 @@ def _need(valid: bool, name: str, value: object, need: str) -> None:
 
 
 @torch.no_grad()
-def run(cfg: Config, data: AFADataModule, crf: DenseCRF, console: Console) -> Config:
+def run(cfg: Config, data: TaggedDataModule, crf: DenseCRF, console: Console) -> Config:
     """Make all studies; return their records by study, ``images`` and what they are of."""
     check(cfg)
     images = data.make_val_set()

@@ -20,13 +20,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from wsss_afa.checkpoint import load
-from wsss_afa.cli import entry_point
-from wsss_afa.data.records import IMAGE_SUFFIXES
-from wsss_afa.data.whole_file import write_whole
-from wsss_afa.prediction import BACKGROUND
-from wsss_afa.predictor import Predictor, Sizes
-from wsss_afa.types import UserError
+from wsss_afa.methods.recipe import load
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.data.folder.records import IMAGE_SUFFIXES
+from wsss_afa.files import write_whole
+from wsss_afa.inference.prediction import BACKGROUND
+from wsss_afa.inference.predictor import Predictor, Sizes
+from wsss_afa.errors import UserError
 from wsss_afa.visualize import voc_palette
 
 RESULTS = "predictions.json"

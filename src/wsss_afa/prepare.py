@@ -19,13 +19,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from torch.utils.data import DataLoader, Dataset
 
 from wsss_afa import __version__
-from wsss_afa.cli import entry_point
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.coco import read_category_ids
 from wsss_afa.data.download import Source, download, require_space, verify
-from wsss_afa.data.whole_file import write_whole
+from wsss_afa.files import write_whole
 from wsss_afa.shard import pack
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 MANIFEST = "manifest.json"
 """In the root: the archives with their hashes, and the counts of what they hold."""

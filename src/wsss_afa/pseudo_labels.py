@@ -17,19 +17,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
-from wsss_afa.checkpoint import Recipe, load
-from wsss_afa.cli import entry_point
+from wsss_afa.methods.recipe import Recipe, load
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.coco_labels import COCO_FILE, write_coco
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet, say_skipped
 from wsss_afa.data.transforms import EvalTransform
-from wsss_afa.models.afa import AFANet
-from wsss_afa.ops.given_label import GivenLabels
-from wsss_afa.ops.label_source import SOURCES, LabelSource, merge_labels
-from wsss_afa.ops.pseudo_label import PseudoLabeler
-from wsss_afa.threshold_sweep import ThresholdSweep, print_sweep, write_sweep
-from wsss_afa.types import Batch, UserError
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa.inference.label_source import SOURCES, LabelSource, merge_labels
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.inference.threshold_sweep import ThresholdSweep, print_sweep, write_sweep
+from wsss_afa.types import Batch
+from wsss_afa.errors import UserError
 from wsss_afa.visualize import save_label
 
 _STAGES = {"cam": "cam", "par": "par", "affinity": "afa"}
@@ -122,7 +123,7 @@ class LabelWriter(L.LightningModule):
             write_coco(self.folder, self.class_names)
 
 
-def choose_images(data: AFADataModule, split: str, sweep: bool) -> SampleSet:
+def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
     """The images to label; those of ``val`` have masks, if there are any.
 
     Raises:
@@ -271,7 +272,7 @@ def main(cfg: DictConfig) -> float:
     net, _, recipe = load(cfg.ckpt)
     labeler = make_labeler(recipe, cfg.source)
     scores = choose_scores(cfg.background, cfg.source, labeler)
-    data: AFADataModule = instantiate(cfg.data)
+    data: TaggedDataModule = instantiate(cfg.data)
     if list(data.class_names) != recipe["class_names"]:
         raise UserError(
             f"ckpt={cfg.ckpt} knows the classes {recipe['class_names']}, the data has "

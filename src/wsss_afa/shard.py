@@ -8,14 +8,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 
-from wsss_afa.cli import entry_point
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shard_writer import write_shards
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
-def select_splits(data: AFADataModule, names: list[str]) -> dict[str, SampleSet]:
+def select_splits(data: TaggedDataModule, names: list[str]) -> dict[str, SampleSet]:
     """The sets to write, in order; training goes without masks.
 
     Raises:
@@ -27,7 +27,7 @@ def select_splits(data: AFADataModule, names: list[str]) -> dict[str, SampleSet]
     return {name: makers[name]() for name in names}
 
 
-def pack(data: AFADataModule, out: Path, shards: int, splits: list[str]) -> int:
+def pack(data: TaggedDataModule, out: Path, shards: int, splits: list[str]) -> int:
     """Write the shards, say what is in them, and return the number of images.
 
     Raises:

@@ -13,20 +13,23 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_afa.allocator import keep_freed_memory
-from wsss_afa.checkpoint import Recipe, build
-from wsss_afa.checkpointing import DurableCheckpointIO, resume_point
-from wsss_afa.cli import entry_point
-from wsss_afa.dashboard import Dashboard
-from wsss_afa.data.datamodule import AFADataModule
-from wsss_afa.faults import RESUME_HINT, explain, tolerate
-from wsss_afa.lightning_module import AFALightningModule
-from wsss_afa.losses import AFALoss, SegmentationLoss, balanced_positive_weight
-from wsss_afa.ops.given_label import GivenLabels
-from wsss_afa.processes import guard
-from wsss_afa.reproducibility import RunRecord, binding_settings
-from wsss_afa.summary import Summary
-from wsss_afa.types import MEAN, STD, UserError
+from wsss_afa.cli.allocator import keep_freed_memory
+from wsss_afa.methods.recipe import Recipe, build
+from wsss_afa.callbacks.checkpoints import DurableCheckpointIO, resume_point
+from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.callbacks.dashboard import Dashboard
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.callbacks.faults import RESUME_HINT, explain, tolerate
+from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.losses.segmentation import SegmentationLoss
+from wsss_afa.losses.classification import balanced_positive_weight
+from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa.callbacks.processes import guard
+from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
+from wsss_afa.callbacks.summary import Summary
+from wsss_afa.types import MEAN, STD
+from wsss_afa.errors import UserError
 
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
@@ -61,7 +64,7 @@ def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
     return cast(L.Trainer, trainer)
 
 
-def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss | SegmentationLoss:
+def make_loss(cfg: DictConfig, data: TaggedDataModule) -> AFALoss | SegmentationLoss:
     """Build the loss; ``loss.positive_weight=balanced`` is resolved with the training tags.
 
     Raises:
@@ -79,7 +82,7 @@ def make_loss(cfg: DictConfig, data: AFADataModule) -> AFALoss | SegmentationLos
     return cast(AFALoss, instantiate(cfg.loss, positive_weight=weight))
 
 
-def use_labels(cfg: DictConfig, data: AFADataModule, labeler: object) -> None:
+def use_labels(cfg: DictConfig, data: TaggedDataModule, labeler: object) -> None:
     """Give the training images the labels of the folder ``labels``, for a labeler that hands them on.
 
     Raises:
@@ -102,7 +105,7 @@ def best_score(trainer: L.Trainer) -> float:
     return float("nan") if score is None else score.item()
 
 
-def fit(trainer: L.Trainer, module: AFALightningModule, data: AFADataModule, start: Path | None) -> None:
+def fit(trainer: L.Trainer, module: AFALightningModule, data: TaggedDataModule, start: Path | None) -> None:
     """Train from a checkpoint or from the beginning.
 
     Raises:
@@ -135,7 +138,7 @@ def main(cfg: DictConfig) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if not _on_gpu(cfg):
         keep_freed_memory()
-    data: AFADataModule = instantiate(cfg.data)
+    data: TaggedDataModule = instantiate(cfg.data)
     data.setup("fit")
     recipe = make_recipe(cfg, data.class_names)
     net, labeler = build(recipe)

@@ -33,8 +33,6 @@ STD = (58.395, 57.12, 57.375)
 """ImageNet's standard deviation of RGB, in 0…255 units."""
 
 
-class UserError(ValueError):
-    """What the user can mend: got, needed, what to do. Entry points print the message alone."""
 
 
 class Sample(TypedDict):
@@ -123,16 +121,3 @@ class PseudoLabels(NamedTuple):
     """(B, N, N) int64: 1 same class, 0 different, 255 ignored."""
 
 
-def inside_box(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels (B, H, W) bool of a canvas of ``size`` (H, W) that lie inside each image's box (B, 4).
-
-    Examples:
-        >>> inside_box(torch.tensor([[0, 1, 1, 3]]), (2, 3)).int()
-        tensor([[[0, 1, 1],
-                 [0, 0, 0]]], dtype=torch.int32)
-    """
-    rows = torch.arange(size[0], device=box.device)
-    columns = torch.arange(size[1], device=box.device)
-    inside_rows = (rows >= box[:, 0, None]) & (rows < box[:, 1, None])  # (B, H)
-    inside_columns = (columns >= box[:, 2, None]) & (columns < box[:, 3, None])  # (B, W)
-    return inside_rows[:, :, None] & inside_columns[:, None, :]

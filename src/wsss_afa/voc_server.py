@@ -19,13 +19,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from wsss_afa.checkpoint import load
-from wsss_afa.cli import entry_point
+from wsss_afa.methods.recipe import load
+from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.archive import list_files
 from wsss_afa.data.images import open_image, read_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
-from wsss_afa.predictor import Predictor
-from wsss_afa.types import UserError
+from wsss_afa.inference.predictor import Predictor
+from wsss_afa.errors import UserError
 from wsss_afa.visualize import save_label, voc_palette
 
 ARCHIVE = "results.tgz"

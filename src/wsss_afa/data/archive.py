@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wsss_afa.data.download import require_space
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 MAX_ENTRIES = 1_000_000
 """Most entries of an archive."""

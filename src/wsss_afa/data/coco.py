@@ -6,7 +6,6 @@ first, so that the smaller lies on top; a crowd's region takes part in that orde
 """
 
 from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -14,14 +13,24 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle_tools
-
 from wsss_afa.data.images import read_image, read_mask, require_files
-from wsss_afa.types import IGNORE_INDEX, Sample, UserError
+from wsss_afa.types import IGNORE_INDEX, Sample
+from wsss_afa.errors import UserError
+from collections.abc import Sequence
+
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.folder.content import TaggedFolder, read_folder
+from wsss_afa.data.synthetic import SyntheticScenes
+from wsss_afa.data.voc import VOC, VOC_CLASSES
+from wsss_afa.errors import UserError
+from wsss_afa.data.voc import VOCDataModule
+from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.synthetic import SyntheticDataModule
+
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -35,8 +44,14 @@ COCO_CLASSES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 """The 80 foreground classes in order of category id; mask value c + 1 is ``COCO_CLASSES[c]``."""
+
+
 _YEARS = (2014, 2017)
+
+
 _FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
+
+
 _FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
 
 
@@ -234,3 +249,48 @@ def _write_atomically(path: Path, mask: NDArray[np.uint8]) -> None:
         os.replace(file.name, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): set data.cache_dir elsewhere") from error
+
+
+class COCODataModule(TaggedDataModule):
+    """MS COCO, 2014 or 2017.
+
+    Settings that are not named below are those of ``TaggedDataModule``.
+
+    Args:
+        root: The folder with ``annotations`` and the image folders.
+        year: 2014 or 2017; None takes what is there, 2014 first.
+        cache_dir: Where rasterised masks are kept; None is ``~/.cache/wsss_afa``.
+
+    Raises:
+        UserError: A value is out of its range; from ``setup``, files are missing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 8,
+        crop_size: int = 512,
+        num_workers: int = 0,
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        seed: int = 0,
+        year: int | None = None,
+        cache_dir: str | None = None,
+        balanced: bool = False,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
+        self.root, self.year, self.cache_dir = root, year, cache_dir
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The 80 classes of COCO."""
+        return COCO_CLASSES
+
+    def make_train_set(self) -> COCO:
+        """The annotated training images with their tags."""
+        return COCO(self.root, "train", self.year)
+
+    def make_val_set(self) -> COCO:
+        """The annotated validation images with their masks."""
+        return COCO(self.root, "val", self.year, with_mask=True, cache_dir=self.cache_dir)

@@ -16,7 +16,7 @@ from pycocotools import mask as rle_tools
 
 from wsss_afa.data.images import open_image, read_mask
 from wsss_afa.data.label_folder import LabelFolder
-from wsss_afa.data.whole_file import write_whole
+from wsss_afa.files import write_whole
 from wsss_afa.types import IGNORE_INDEX
 
 COCO_FILE = "labels.json"

@@ -15,19 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.label_folder import LabelledImages
-from wsss_afa.data.sampler import (
-    Augmented,
-    DrawLoader,
-    DrawSampler,
-    SampleSet,
-    balanced_weights,
-    say_skipped,
-)
+from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights, say_skipped
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
-class AFADataModule(L.LightningDataModule, ABC):
+class TaggedDataModule(L.LightningDataModule, ABC):
     """Loaders of a training set without masks and of a validation set, with masks where there are any.
 
     Args:

@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 _CHUNK = 2**18
 _LONGEST_WAIT = 30.0

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsss_afa.types import IGNORE_INDEX, UserError
+from wsss_afa.types import IGNORE_INDEX
+from wsss_afa.errors import UserError
 
 _ORIENTATION = 0x0112
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")

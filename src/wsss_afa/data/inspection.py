@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from wsss_afa.data.folder import UNUSED
+from wsss_afa.data.folder.content import UNUSED
 from wsss_afa.data.images import read_kind
 from wsss_afa.data.sampler import SampleSet
-from wsss_afa.types import IGNORE_INDEX, UserError
+from wsss_afa.types import IGNORE_INDEX
+from wsss_afa.errors import UserError
 
 CHUNK = 16
 """Images that a process opens before it reports."""

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from wsss_afa.data.images import read_mask
 from wsss_afa.data.sampler import SampleSet
-from wsss_afa.data.whole_file import write_whole
-from wsss_afa.types import Sample, UserError
+from wsss_afa.files import write_whole
+from wsss_afa.types import Sample
+from wsss_afa.errors import UserError
 
 MANIFEST = "manifest.json"
 """Beside the labels: the settings that they were made with."""

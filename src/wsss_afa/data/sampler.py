@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from wsss_afa.types import Sample, UserError
+from wsss_afa.types import Sample
+from wsss_afa.errors import UserError
 
 MAX_REPLACEMENTS = 20
 """Images tried in the place of one that cannot be read."""

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from wsss_afa.data.folder import TaggedFolder
+from wsss_afa.data.folder.content import TaggedFolder
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.data.shards import MANIFEST, Entry, Manifest, Member, Shard, Split
-from wsss_afa.types import Sample, UserError
+from wsss_afa.types import Sample
+from wsss_afa.errors import UserError
 
 
 class Written(NamedTuple):

@@ -32,7 +32,8 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from wsss_afa.data.images import read_image, read_mask
-from wsss_afa.types import Sample, UserError
+from wsss_afa.types import Sample
+from wsss_afa.errors import UserError
 
 MANIFEST = "manifest.json"
 _REMEDY = f"copy it anew (its sha256 is in {MANIFEST}), or set data.skip_broken=true to go on without it"

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from wsss_afa.data.datamodule import AFADataModule
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.sampler import DrawSampler
 from wsss_afa.data.shards import ShardSet, WindowOrder, read_manifest
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 
-class StreamingDataModule(AFADataModule):
+class StreamingDataModule(TaggedDataModule):
     """Shards written by ``python -m wsss_afa.shard``.
 
     Images are drawn from a window of shards, each once an epoch; drawing rare classes more often would need
     all tags in memory, so ``balanced`` is no setting here.
 
-    Settings that are not named below are those of ``AFADataModule``.
+    Settings that are not named below are those of ``TaggedDataModule``.
 
     Args:
         root: Folder or URL with the manifest; of URLs fsspec knows http, s3, gs and others.

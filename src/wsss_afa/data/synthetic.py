@@ -7,32 +7,60 @@ the texture is positive in one tone, negative in the other. Pixels and mask come
 """
 
 from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from wsss_afa.types import Sample
+from wsss_afa.errors import UserError
+from collections.abc import Sequence
+from wsss_afa.data.coco import COCO, COCO_CLASSES
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.folder.content import TaggedFolder, read_folder
 
-from wsss_afa.types import Sample, UserError
+from wsss_afa.data.voc import VOC, VOC_CLASSES
+from wsss_afa.errors import UserError
+from wsss_afa.data.voc import VOCDataModule
+from wsss_afa.data.coco import COCODataModule
+from wsss_afa.data.folder.datamodule import FolderDataModule
+
 
 SPLITS = ("train", "val")
+
+
 MIN_SIZE = 32
 """Pixels; below, textures and thin shapes vanish."""
+
+
 MIN_VISIBLE = 0.006
 """An object shows at least this share of the image."""
+
+
 MIN_KEPT = 0.6
 """An object keeps at least this share of its pixels under later objects."""
+
+
 HUE_SPREAD = 0.03
+
+
 CLUTTER_SATURATION = 0.2
+
+
 MAX_CLUTTER = 8
+
+
 PLACEMENT_TRIES = 6
 
+
 Array = NDArray[np.floating[Any]]
+
+
 Field = Callable[[Array, Array], Array]
+
+
 Window = tuple[slice, slice]
 
 
@@ -312,3 +340,60 @@ def _add_pixel_noise(canvas: Array, rng: np.random.Generator) -> NDArray[np.uint
     noise = rng.integers(0, 32, canvas.shape, dtype=np.uint8)
     noisy: NDArray[np.uint8] = (canvas + noise - 15).clip(0, 255).astype(np.uint8)  # the mean is 15.5
     return noisy
+
+
+class SyntheticDataModule(TaggedDataModule):
+    """Generated scenes of textured shapes: no files.
+
+    Settings that are not named below are those of ``TaggedDataModule``.
+
+    Args:
+        image_size: Side of a scene in pixels.
+        num_classes: 1 to 8 shapes.
+        train_images: Scenes of the training split.
+        val_images: Scenes of the validation split.
+        hue_probability: Difficulty, in [0, 1]: how often an object has its class's hue.
+        max_objects: Most objects in a scene.
+        scene_seed: Of the scenes, apart from ``seed``: runs of other seeds see the same data.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 96,
+        num_classes: int = 6,
+        train_images: int = 4000,
+        val_images: int = 100,
+        hue_probability: float = 1.0,
+        max_objects: int = 3,
+        scene_seed: int = 0,
+        batch_size: int = 8,
+        crop_size: int = 96,
+        num_workers: int = 0,
+        scale: Sequence[float] = (1.0, 1.0),
+        flip: float = 0.5,
+        seed: int = 0,
+        balanced: bool = False,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
+        settings = (image_size, num_classes, hue_probability, max_objects, scene_seed)
+        self._scenes = {
+            "train": SyntheticScenes(train_images, *settings, split="train"),
+            "val": SyntheticScenes(val_images, *settings, split="val", with_mask=True),
+        }
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The first ``num_classes`` shapes."""
+        return self._scenes["val"].class_names
+
+    def make_train_set(self) -> SyntheticScenes:
+        """Scenes without masks."""
+        return self._scenes["train"]
+
+    def make_val_set(self) -> SyntheticScenes:
+        """Other scenes, with masks."""
+        return self._scenes["val"]

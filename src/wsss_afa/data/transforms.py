@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsss_afa.types import IGNORE_INDEX, MEAN, STD, UserError
+from wsss_afa.types import IGNORE_INDEX, MEAN, STD
+from wsss_afa.errors import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for news
 import albumentations as A

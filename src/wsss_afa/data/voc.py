@@ -7,26 +7,39 @@ has tags.
 """
 
 from __future__ import annotations
-
 import csv
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from xml.etree import ElementTree
-
 import numpy as np
 from numpy.typing import NDArray
-
 from wsss_afa.data.images import absent_files, read_image, read_mask, require_files
-from wsss_afa.types import Sample, UserError
+from wsss_afa.types import Sample
+from wsss_afa.errors import UserError
+from collections.abc import Sequence
+from wsss_afa.data.coco import COCO, COCO_CLASSES
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.folder.content import TaggedFolder, read_folder
+from wsss_afa.data.synthetic import SyntheticScenes
+
+from wsss_afa.errors import UserError
+from wsss_afa.data.coco import COCODataModule
+from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.synthetic import SyntheticDataModule
+
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The 20 foreground classes; mask value c + 1 is ``VOC_CLASSES[c]``."""
+
+
 _MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+
+
 _PACKAGED = files("wsss_afa.data") / "voc2012"
 
 
@@ -139,3 +152,48 @@ def _find_masks(root: Path, names: list[str], split: str) -> Path:
     )
     require_files(folder, pngs, split)
     return folder
+
+
+class VOCDataModule(TaggedDataModule):
+    """PASCAL VOC 2012, or any folder in its layout.
+
+    Settings that are not named below are those of ``TaggedDataModule``.
+
+    Args:
+        root: The folder ``VOC2012`` with ``JPEGImages``.
+        train_split: List of training images.
+        val_split: List of validation images.
+
+    Raises:
+        UserError: A value is out of its range; from ``setup``, files are missing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 8,
+        crop_size: int = 512,
+        num_workers: int = 0,
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        seed: int = 0,
+        train_split: str = "train_aug",
+        val_split: str = "val",
+        balanced: bool = False,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
+        self.root, self.train_split, self.val_split = root, train_split, val_split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The 20 classes of VOC."""
+        return VOC_CLASSES
+
+    def make_train_set(self) -> VOC:
+        """The images of ``train_split`` with their tags."""
+        return VOC(self.root, self.train_split)
+
+    def make_val_set(self) -> VOC:
+        """The images of ``val_split`` with their masks."""
+        return VOC(self.root, self.val_split, with_mask=True)

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wsss_afa.models.mix_transformer import MixTransformer
-from wsss_afa.models.mlp_decoder import MLPDecoder
-from wsss_afa.models.timm_features import TimmFeatures
-from wsss_afa.types import Activation, AffinityTokens, UserError
+from wsss_afa.models.backbones.mix_transformer import MixTransformer
+from wsss_afa.models.decoders import MLPDecoder
+from wsss_afa.models.backbones.timm_pyramid import TimmFeatures
+from wsss_afa.types import Activation, AffinityTokens
+from wsss_afa.errors import UserError
 
 
 class SegmentationOutput(NamedTuple):

@@ -20,7 +20,7 @@ import torch
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 _Rules = tuple[tuple[str, str], ...]
 

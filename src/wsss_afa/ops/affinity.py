@@ -1,14 +1,14 @@
 """Pairs of tokens: who is near whom, and who belongs together (AFA, section 3.3)."""
 
 from __future__ import annotations
-
 from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from wsss_afa.types import IGNORE_INDEX
+import torch
+from torch import Tensor
+from wsss_afa.types import AffinityTokens
 
 
 @lru_cache(maxsize=16)
@@ -63,3 +63,26 @@ def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
     known = tokens != IGNORE_INDEX
     counted = known[:, :, None] & known[:, None, :] & radius_mask(*grid, radius, label.device)
     return pairs.masked_fill_(~counted, IGNORE_INDEX)
+
+
+@torch.no_grad()
+def attention_affinity(tokens: AffinityTokens) -> Tensor:
+    """Mean over heads of the scaled, soft-maxed attention, as symmetric values that can be propagated with.
+
+    A row of attention sums to 1, which leaves hundreds of tokens next to nothing each. So each row is taken
+    relative to its largest value before it is averaged with the column.
+
+    Args:
+        tokens: queries and keys of the last blocks; one head's (N, N) matrix is made at a time.
+
+    Returns:
+        (B, N, N) in [0, 1], symmetric, float32.
+    """
+    total: Tensor | None = None
+    for queries, keys in zip(tokens.queries, tokens.keys, strict=True):
+        for query, key in zip(queries.float().unbind(1), keys.float().unbind(1), strict=True):  # (B, N, d)
+            attention = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, N, N)
+            total = attention if total is None else total.add_(attention)
+    assert total is not None
+    relative = total / total.amax(dim=-1, keepdim=True)
+    return (relative + relative.mT) / 2

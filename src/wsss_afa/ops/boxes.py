@@ -1,9 +1,24 @@
 """Bilinear resizing of a different box in every image of a batch, in one call."""
 
 from __future__ import annotations
-
 import torch
 from torch import Tensor
+from typing import NamedTuple, NotRequired, TypedDict
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from wsss_afa.types import IGNORE_INDEX
+from wsss_afa.types import MEAN
+from wsss_afa.types import STD
+from wsss_afa.errors import UserError
+from wsss_afa.types import Sample
+from wsss_afa.types import Batch
+from wsss_afa.types import BackboneOutput
+from wsss_afa.types import AffinityTokens
+from wsss_afa.types import Activation
+from wsss_afa.types import AFAOutput
+from wsss_afa.types import PseudoLabels
 
 
 def resize_boxes(
@@ -53,3 +68,18 @@ def _interpolate(maps: Tensor, dim: int, start: Tensor, wanted: Tensor, length: 
 def _along(values: Tensor, dim: int) -> Tensor:
     """View (B, S) so that S lies along ``dim`` of a batch of maps."""
     return values[:, None, :, None] if dim == 2 else values[:, None, None, :]
+
+
+def inside_box(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels (B, H, W) bool of a canvas of ``size`` (H, W) that lie inside each image's box (B, 4).
+
+    Examples:
+        >>> inside_box(torch.tensor([[0, 1, 1, 3]]), (2, 3)).int()
+        tensor([[[0, 1, 1],
+                 [0, 0, 0]]], dtype=torch.int32)
+    """
+    rows = torch.arange(size[0], device=box.device)
+    columns = torch.arange(size[1], device=box.device)
+    inside_rows = (rows >= box[:, 0, None]) & (rows < box[:, 1, None])  # (B, H)
+    inside_columns = (columns >= box[:, 2, None]) & (columns < box[:, 3, None])  # (B, W)
+    return inside_rows[:, :, None] & inside_columns[:, None, :]

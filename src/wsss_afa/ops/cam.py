@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from wsss_afa.ops.resize import resize
-from wsss_afa.types import Activation, AffinityTokens, UserError
+from wsss_afa.ops.images import resize
+from wsss_afa.types import Activation, AffinityTokens
+from wsss_afa.errors import UserError
 
 
 class Localizer(Protocol):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.ops.permutohedral import PermutohedralLattice, lattice
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 FLOOR = 1e-5
 """Least probability; smaller ones are raised to it, or no neighbour could ever overrule a 0."""

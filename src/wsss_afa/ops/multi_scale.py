@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wsss_afa.ops.dense_crf import DenseCRF
-from wsss_afa.ops.resize import resize
-from wsss_afa.types import MEAN, STD, UserError
+from wsss_afa.ops.images import resize
+from wsss_afa.types import MEAN, STD
+from wsss_afa.errors import UserError
 
 
 class Segmenter(Protocol):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 _MARGIN = 2
 """A vertex is up to 1 away from the simplex's first in every difference, and its neighbour 1 more."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from wsss_afa.reports.log import read_log
 from wsss_afa.reports.table import SCORES
-from wsss_afa.types import UserError
+from wsss_afa.errors import UserError
 
 _LEAST_WIDTH = 4.0
 """Least range of an axis of scores in percent, so that a small difference looks small."""

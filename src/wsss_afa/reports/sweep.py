@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_afa.pruning import MARK
-from wsss_afa.types import UserError
+from wsss_afa.callbacks.pruning import MARK
+from wsss_afa.errors import UserError
 
 _NO_SETTING = (
     "seed", "sweep", "callbacks", "logger", "task", "resume", "patience", "data.root", "data.cache_dir",

@@ -1,0 +1,248 @@
+"""Collect an evaluation's report while it runs, from every process, and write it."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from bisect import insort
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from torch import Tensor, distributed
+
+import wsss_afa
+from wsss_afa.callbacks.scores import COLUMNS
+from wsss_afa.callbacks.pictures import explain, panels
+from wsss_afa.files import write_whole
+from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.metrics import class_iou, count_pairs
+from wsss_afa.ops.images import to_rgb
+from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
+from wsss_afa.types import IGNORE_INDEX, Batch
+from wsss_afa.errors import UserError
+
+T = TypeVar("T")
+Rank = tuple[float, float, int]
+"""Own mean IoU, share of right pixels, minus the place in the split."""
+
+
+class Shortlist:
+    """The best and the worst images of a stream; of images without masks the first.
+
+    Args:
+        count: of the best, and of the worst.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self.ranked: list[Shot] = []
+        self.unscored: list[Shot] = []
+
+    def wants(self, rank: Rank) -> bool:
+        """Whether an image of this rank belongs to the list so far."""
+        shots = self.unscored if math.isnan(rank[0]) else self.ranked
+        if len(shots) < 2 * self.count:
+            return True
+        if math.isnan(rank[0]) or not shots:
+            return False
+        return rank < shots[self.count - 1].rank or rank > shots[self.count].rank
+
+    def add(self, shot: Shot) -> None:
+        """Take an image in; another leaves if there are too many."""
+        if math.isnan(shot.iou):
+            self.unscored.append(shot)
+            return
+        insort(self.ranked, shot, key=lambda each: each.rank)
+        if len(self.ranked) > 2 * self.count:
+            del self.ranked[self.count]
+
+
+def choose(ranks: list[Rank], count: int) -> tuple[list[Rank], list[Rank]]:
+    """The best, best first, and the worst, worst first; at most ``count`` each and none in both."""
+    ranks = sorted(ranks)
+    half = len(ranks) // 2
+    best = ranks[len(ranks) - min(count, len(ranks) - half) :]
+    return best[::-1], ranks[: min(count, half)]
+
+
+class Report(Callback):
+    """Write ``report.html`` and a ``confusion_*.csv`` for every label that was scored.
+
+    Args:
+        directory: where they go.
+        checkpoint: what is evaluated. The history of its training is read beside it, or from above its folder
+            ``checkpoints``.
+        num_images: of the best and of the worst images to show; 0 shows none.
+
+    Raises:
+        UserError: the number of images is negative.
+    """
+
+    def __init__(self, directory: str, checkpoint: str, num_images: int = 6):
+        if num_images < 0:
+            raise UserError(f"callbacks.report.num_images={num_images}, need 0 or more: change it")
+        self.directory = Path(directory)
+        self.checkpoint = Path(checkpoint)
+        self.num_images = num_images
+        self._shortlist = Shortlist(num_images)
+        self._seen, self._masked = 0, 0
+        self._start = 0.0
+        self._written = False
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self._shortlist = Shortlist(self.num_images)
+        self._seen, self._masked = 0, 0
+        self._start = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch, and draw its images if they are among the best or the worst so far."""
+        assert isinstance(pl_module, AFALightningModule)
+        final = outputs.get("crf", outputs["seg"])
+        num_outputs = pl_module.net.num_classes + 1
+        ranks = []
+        for i in range(len(batch["name"])):
+            place = trainer.world_size * self._seen + trainer.global_rank
+            ranks.append(_rank(final[i], batch, i, num_outputs, place))
+            self._seen += 1
+        self._masked += sum(not math.isnan(rank[0]) for rank in ranks)
+        wanted = {i: rank for i, rank in enumerate(ranks) if self._shortlist.wants(rank)}
+        for shot in _draw(pl_module, outputs, batch, wanted) if wanted else ():
+            self._shortlist.add(shot)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather what the processes have and write the files."""
+        assert isinstance(pl_module, AFALightningModule)
+        seen, masked = (sum(counts) for counts in zip(*_gather((self._seen, self._masked)), strict=True))
+        matrices = _matrices(pl_module) if masked else {}
+        precision = pl_module.average_precision.compute()["ap"].tolist()
+        pictures = self._gather_pictures()
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        evaluation = Evaluation(
+            facts=self._facts(trainer, pl_module, seen, masked),
+            class_names=[_printable(name) for name in pl_module.recipe["class_names"]],
+            confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
+            average_precision=precision,
+            pictures=pictures,
+            history=self._history(),
+        )
+        for source, matrix in matrices.items():
+            table = confusion_csv(matrix, ["background", *evaluation.class_names])
+            write_whole(self.directory / f"confusion_{source}.csv", table)
+        write_whole(self.directory / "report.html", render(evaluation))
+        self._written = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say where the report is."""
+        if self._written:
+            Console().print(f"report    {self.directory / 'report.html'}", soft_wrap=True)
+
+    def _gather_pictures(self) -> dict[str, list[Shot]]:
+        """Of all processes by heading; only the pictures that are shown travel."""
+        ranked, unscored = self._shortlist.ranked, self._shortlist.unscored
+        ranks = [rank for own in _gather([shot.rank for shot in ranked]) for rank in own]
+        best, worst = choose(ranks, self.num_images)
+        chosen = {*best, *worst}
+        shown = [shot for shot in ranked if shot.rank in chosen] if ranks else unscored
+        shots = {shot.rank[2]: shot for own in _gather(shown) for shot in own}
+        if ranks:
+            groups = {"Best images": best, "Worst images": worst}
+            return {title: [shots[rank[2]] for rank in group] for title, group in groups.items() if group}
+        first = [shots[place] for place in sorted(shots, reverse=True)][: 2 * self.num_images]
+        return {"Images": first} if first else {}
+
+    def _facts(
+        self, trainer: L.Trainer, module: AFALightningModule, seen: int, masked: int
+    ) -> dict[str, str]:
+        processes = f"{trainer.world_size} process{'es' * (trainer.world_size > 1)}"
+        return {
+            "checkpoint": str(self.checkpoint),
+            "split": str(trainer.datamodule.val_split),  # type: ignore[attr-defined]  # Lightning attaches it
+            "protocol": module.protocol.extra_repr(),
+            "images": f"{seen}" if masked == seen else f"{seen}, {masked} of them with a mask",
+            "classes": f"{len(module.recipe['class_names'])} and background",
+            "done": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, in {time.monotonic() - self._start:.0f} s",
+            "on": f"{_device(module.device)}, {processes}, precision {trainer.precision}",
+            "with": f"wsss_afa {wsss_afa.__version__}, torch {torch.__version__}, lightning {L.__version__}, "
+            f"Python {platform.python_version()}",
+        }
+
+    def _history(self) -> dict[str, list[tuple[int, float]]]:
+        folder = self.checkpoint.absolute().parent
+        return read_history(folder.parent if folder.name == "checkpoints" else folder, COLUMNS)
+
+
+def _printable(name: str) -> str:
+    """The name, in which what is no UTF-8 is escaped: folders may be called so."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:
+    """Of one image, from its own confusion matrix."""
+    if "mask" not in batch:
+        return math.nan, math.nan, -place
+    confusion = count_pairs(label, batch["mask"][index], num_outputs)
+    accuracy = confusion.diag().sum() / confusion.sum()
+    return class_iou(confusion).nanmean().item(), accuracy.item(), -place
+
+
+def _matrices(module: AFALightningModule) -> dict[str, Tensor]:
+    """Confusion matrices of all processes, the protocol's last map last."""
+    sources = [source for source in COLUMNS if source in module.scores]
+    return {source: module.scores[source].compute()["confusion"].cpu() for source in sources}
+
+
+def _draw(
+    module: AFALightningModule, outputs: dict[str, Tensor], batch: Batch, ranks: dict[int, Rank]
+) -> Iterator[Shot]:
+    """The images of a batch that ``ranks`` names by their place in it."""
+    layers = explain(module, batch) | {COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs}
+    if "mask" in batch:
+        layers["truth"] = batch["mask"]
+    rgb = to_rgb(batch["image"], module.labeler.mean, module.labeler.std)
+    for i, (iou, accuracy, place) in ranks.items():
+        true, extra = _labels(batch, i, outputs.get("crf", outputs["seg"])[i])
+        pictures = shrink(panels(rgb[i], layers, i))
+        yield Shot(batch["name"][i], -place, iou, accuracy, true, extra, pictures)
+
+
+def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], list[int]]:
+    """Foreground labels of an image's mask, else of its tags, and those that were predicted beside them."""
+    true = {tag + 1 for tag in batch["class_label"][index].nonzero().flatten().tolist()}
+    if "mask" in batch:
+        true = _values(batch["mask"][index]) - {0, IGNORE_INDEX}
+    return sorted(true), sorted(_values(prediction) - true - {0})
+
+
+def _values(label: Tensor) -> set[int]:
+    return set(np.unique(label.cpu().numpy()).tolist())
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _gather(value: T) -> list[T]:
+    """The values of all processes; they must be small."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,139 @@
+"""Scores of every validation: ``metrics.json`` and the table at the end."""
+
+from __future__ import annotations
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from wsss_afa.methods.afa.attention_points import Walk, look
+from wsss_afa.loggers.dashboards import step_of, tell
+from wsss_afa.files import write_whole
+from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.ops.labels import own_classes
+from wsss_afa.ops.images import to_rgb
+from wsss_afa.types import Batch
+from wsss_afa.visualize import Panel, Scene, paint_scene, picture_grid, save_figure, to_pixels
+from wsss_afa.callbacks.progress import SILENCE
+from wsss_afa.callbacks.progress import is_watched
+from wsss_afa.callbacks.progress import Progress
+from wsss_afa.callbacks.pictures import Pictures
+from wsss_afa.callbacks.pictures import explain
+from wsss_afa.callbacks.pictures import _interpret
+from wsss_afa.callbacks.pictures import panels
+from wsss_afa.callbacks.pictures import _scene
+
+
+COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
+"""What is scored, in the order of tables."""
+
+
+class ValidateAtEnd(Callback):
+    """Validate after the last step even where no interval ends there."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Ask Lightning to stop, which validates first, once all steps are done."""
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True
+
+
+class Results(Callback):
+    """Write scores to ``metrics.json`` and print a table of per-class IoU at the end.
+
+    Of a training run the best and the last validation are kept, of an evaluation all there is. Scores are in
+    percent and stand beside the protocol and the split that they were measured with.
+
+    Args:
+        directory: where the file goes.
+        monitor: the score that decides which validation is best.
+        checkpoint: what is evaluated, where nothing is trained.
+    """
+
+    def __init__(self, directory: str, monitor: str = "val/miou_seg", checkpoint: str | None = None):
+        self.path = Path(directory) / "metrics.json"
+        self.monitor = monitor
+        self.checkpoint = checkpoint
+        self.results: dict[str, Any] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record one validation of the whole set."""
+        assert isinstance(pl_module, AFALightningModule)
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        split = trainer.datamodule.val_split  # type: ignore[attr-defined]  # Lightning attaches it
+        self.results |= {"protocol": pl_module.protocol.extra_repr(), "split": split}
+        record = _record(trainer, pl_module)
+        if self.checkpoint is not None:
+            self.results |= {"checkpoint": self.checkpoint} | record
+        else:
+            record = {"step": trainer.global_step} | record
+            best = self.results.get("best", record)
+            self.results["best"] = record if record[self.monitor] > best[self.monitor] else best
+            self.results["last"] = record
+        write_whole(self.path, json.dumps(self.results, indent=2) + "\n")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Print the table of the last validation once everything is done."""
+        if trainer.is_global_zero and self.results:
+            console = Console()
+            record = self.results.get("last", self.results)
+            of = self.checkpoint or f"step {record['step']}"
+            console.print(f"scores    of {of} on {self.results['split']}", soft_wrap=True)
+            console.print(f"protocol  {self.results['protocol']}", soft_wrap=True)
+            print_table(record, console)
+            console.print(f"scores    {self.path}", soft_wrap=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best and last so far, for a resumed run."""
+        return dict(self.results)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved run's scores."""
+        self.results = dict(state_dict)
+
+
+def _record(trainer: L.Trainer, module: AFALightningModule) -> dict[str, Any]:
+    """Scores in percent."""
+    scores = {
+        name: round(100 * value.item(), 3)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val/")
+    }
+    names = ["background", *module.recipe["class_names"]]
+    per_class = {
+        source: {
+            name: None if math.isnan(iou) else round(iou, 3) for name, iou in zip(names, column, strict=True)
+        }
+        for source, column in module.class_table().items()
+    }
+    return {**scores, "iou": per_class}
+
+
+def print_table(record: dict[str, Any], console: Console) -> None:
+    """Print per-class IoU in percent of every label that was scored, of classes with a true pixel."""
+    console.print(f"classification mAP {record['val/map_cls']:.1f} %")
+    if not record["iou"]:
+        return
+    sources = [source for source in COLUMNS if source in record["iou"]]
+    table = Table(title="IoU (%)", title_justify="left")
+    table.add_column("class")
+    for source in sources:
+        table.add_column(COLUMNS[source], justify="right")
+    for name, iou in record["iou"]["seg"].items():
+        if iou is not None:
+            table.add_row(name, *(f"{record['iou'][source][name]:.1f}" for source in sources))
+    table.add_section()
+    table.add_row("mean", *(f"{record[f'val/miou_{source}']:.1f}" for source in sources), style="bold")
+    console.print(table)

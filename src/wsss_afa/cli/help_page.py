@@ -1,0 +1,139 @@
+"""What ``--help`` prints: purpose and examples, groups and their files, every setting and what it means.
+
+All of it is read from ``conf/``: the comment at the top of a file says what it is for, the comment behind a
+setting explains it, and values are those that the words on the command line compose.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from omegaconf import OmegaConf
+
+from wsss_afa.cli.config_dir import CONFIG_DIR
+
+_COLUMN = 40  # where comments begin
+_SETTING = re.compile(r"( *)(\w+):(?:\s|$)(?:[^#]*\S)?\s*(?:# (.*))?$")
+_MORE = """\
+GROUP=FILE chooses a file, +GROUP=FILE adds one, SETTING=VALUE sets a value; ??? must be given.
+hydra.run.dir=DIR names the folder of a run. -m SETTING=A,B runs once for each value. --cfg job prints the
+composed configuration, --hydra-help Hydra's own options. --help after other words shows what they compose."""
+
+
+def help_page(config_name: str, overrides: Sequence[str]) -> str:
+    """The page of one program.
+
+    Args:
+        config_name: file in ``conf/``, without its ending.
+        overrides: the command line's, without options.
+    """
+    program = Path(CONFIG_DIR, f"{config_name}.yaml")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg))
+    groups = _groups(program, _choices(config))
+    lines = [*_header(program), "", *(["Groups and their files", *groups, ""] if groups else []), _MORE]
+    settings = dict(_leaves({key: value for key, value in config.items() if key != "hydra"}))
+    chosen = {group: name for group, name in _choices(config).items() if name is not None}
+    prefixes = ["", *(f"{group.replace('/', '.')}." for group in chosen)]
+    general = _comments([program], "")
+    for prefix, (group, name) in zip(prefixes, [("", config_name), *chosen.items()], strict=True):
+        chosen_file = program.parent / group / f"{name}.yaml"
+        files = [*sorted(chosen_file.parent.glob("*.yaml")), chosen_file]
+        comments = _comments(files, prefix) | general if group else general
+        own = [n for n in settings if max(filter(n.startswith, prefixes), key=len) == prefix]
+        rows = [_row(setting, settings[setting], _comment(comments, setting)) for setting in own]
+        title = f"{group}={name}: {_header(files[-1])[0]}".rstrip(": ") if group else "Settings"
+        lines += ["", title, *rows] if rows else []
+    return "\n".join(lines)
+
+
+def _choices(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The file of each group, if any, in the order of the configuration."""
+    order = list(config)
+    chosen = {
+        group: name
+        for group, name in config["hydra"]["runtime"]["choices"].items()
+        if group.partition("/")[0] in order and group.partition("/")[0] != "hydra"
+    }
+    return dict(sorted(chosen.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
+
+
+def _header(path: Path) -> list[str]:
+    """The comment at the top of a file, without its marks."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "@package" not in line]
+    end = next(i for i, line in enumerate([*lines, ""]) if not line.startswith("#"))
+    return [line[1:].removeprefix(" ") for line in lines[:end]] or [""]
+
+
+def _groups(program: Path, choices: Mapping[str, str | None]) -> list[str]:
+    """The groups that are composed, and those that the program's examples add as ``+GROUP``."""
+    examples = [line for line in _header(program) if f"wsss_afa.{program.stem} " in line]
+    offered = re.findall(r"\+(\w+)=", "\n".join(examples))
+    rows = []
+    for group in sorted({*choices, *offered}):
+        files = sorted(path.stem for path in (program.parent / group).glob("*.yaml"))
+        if len(files) > 1:
+            mark = "" if group in choices else "+"
+            names = " ".join(f"[{name}]" if name == choices.get(group) else name for name in files)
+            rows.append(_wrap(f"  {mark}{group}", names))
+    return rows
+
+
+def _comments(files: Sequence[Path], prefix: str) -> dict[str, str]:
+    """What is said behind each setting, by dotted name; the last file that says something counts."""
+    found: dict[str, str] = {}
+    for file in files:
+        parents = [(-1, prefix)]
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if match := _SETTING.match(line):
+                depth = len(match[1])
+                parents = [parent for parent in parents if parent[0] < depth]
+                setting = parents[-1][1] + match[2]
+                parents.append((depth, f"{setting}."))
+                found |= {setting: match[3]} if match[3] else {}
+    return found
+
+
+def _comment(comments: Mapping[str, str], setting: str) -> str:
+    """What is said of a setting, or of all below its parent."""
+    return comments.get(setting) or comments.get(setting.rpartition(".")[0], "")
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name; classes, and what only Hydra knows, are none."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif (
+            key not in ("_target_", "task")
+            and value != {}
+            and not (prefix and str(value).startswith("${hydra:"))
+        ):
+            yield f"{prefix}{key}", value
+
+
+def _row(name: str, value: Any, comment: str) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    setting = textwrap.fill(f"  {name}={text}", _width(), subsequent_indent=" " * 6, break_on_hyphens=False)
+    return _wrap(setting, comment)
+
+
+def _width() -> int:
+    return max(shutil.get_terminal_size((110, 24)).columns, 70)
+
+
+def _wrap(word: str, text: str) -> str:
+    """A word, and behind it a text that keeps to its column."""
+    lines = textwrap.wrap(text, _width() - _COLUMN, break_long_words=False, break_on_hyphens=False)
+    if len(word) < _COLUMN and lines:
+        lines[0] = f"{word:<{_COLUMN}}{lines[0]}"
+        return "\n".join([lines[0], *(" " * _COLUMN + line for line in lines[1:])])
+    return "\n".join([word, *(" " * _COLUMN + line for line in lines)])

@@ -1,0 +1,264 @@
+"""Any folder of tagged photos: what is in it, how it was read, and which part validates.
+
+Tags come from one tag file in the folder (``tags.py`` has its forms), from one in each of its sub-folders
+``train`` and ``val``, or else from folders: a sub-folder for each class, and ``background`` for photos
+without any. Photos may lie in any depth. A folder ``masks`` beside them holds the truth for evaluation: for
+each photo a palette or grey PNG of its size and name; background is 0, class c is c + 1, ignored pixels are
+255. ``classes.txt``, one name a line, settles which classes there are and their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_afa.data.images import all_of, read_image, read_mask, shrink
+from wsss_afa.data.folder.photos import (
+    bare,
+    class_folders,
+    find_photo,
+    find_photos,
+    group_by_name,
+    match_rows,
+    read_tables,
+    walk_images,
+)
+from wsss_afa.data.folder.split import stratified_split
+from wsss_afa.data.folder.tags import SPLITS, Row, Table
+from wsss_afa.types import IGNORE_INDEX, Sample
+from wsss_afa.errors import UserError
+
+UNUSED = "(unused)"
+"""Name of the class that takes the place of a 255th: no image has it."""
+
+
+@dataclass(frozen=True)
+class PhotoFolder:
+    """What ``read_folder`` found; lists run over the tagged photos."""
+
+    root: Path
+    """The folder."""
+    class_names: tuple[str, ...]
+    """C foreground classes."""
+    files: list[str]
+    """Relative to the root, with forward slashes."""
+    labels: NDArray[np.bool_]
+    """Tags, (n, C)."""
+    splits: list[str]
+    """train, val or test of each photo."""
+    masks: dict[str, Path]
+    """Mask of each file that has one."""
+    summary: str
+    """What was found and how it was read, in one line."""
+
+
+class TaggedFolder:
+    """Photos of one split with their tags and, for evaluation, masks.
+
+    Photos are turned upright as their EXIF orientation says, so a mask has the size of what viewers show.
+
+    Args:
+        content: From ``read_folder``.
+        split: ``train`` or ``val``.
+        with_mask: Whether samples carry the mask. No mask is opened otherwise.
+        max_side: Photos with a longer side are reduced to it, and their masks with them.
+
+    Raises:
+        UserError: A photo of the split has no mask; from an item, a file cannot be read or does not fit.
+    """
+
+    def __init__(
+        self, content: PhotoFolder, split: str, with_mask: bool = False, max_side: int | None = None
+    ) -> None:
+        chosen = [i for i, name in enumerate(content.splits) if name == split]
+        self.root, self.class_names = content.root, content.class_names
+        self.files = [content.files[i] for i in chosen]
+        self.summary = content.summary
+        self.labels = content.labels[chosen]
+        self._masks = content.masks if with_mask else None
+        self._max_side = max_side
+        absent = [file for file in self.files if with_mask and file not in content.masks]
+        if absent:
+            raise all_of([
+                f"{self.root / 'masks'} lacks {len(absent)} of the {len(chosen)} masks of split {split!r}, "
+                f"{absent[0]} first: add them, or remove the folder to go without mIoU",
+                *(f"{self.root / file} has no mask: add it" for file in absent[1:]),
+            ])  # fmt: skip
+
+    @property
+    def paths(self) -> list[Path]:
+        """The photo files, in order."""
+        return [self.root / file for file in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        file = self.files[index]
+        reduced = self._max_side if self._masks is None else None  # a mask is compared with the whole photo
+        image = read_image(self.root / file, upright=True, max_side=reduced)
+        label = self.labels[index].astype(np.float32)
+        sample = Sample(image=shrink(image, self._max_side), class_label=label, name=bare(file))
+        if self._masks is not None:
+            mask = _read_mask(self._masks[file], image.shape[:2], label)
+            sample["mask"] = shrink(mask, self._max_side, nearest=True)
+        return sample
+
+
+def read_folder(
+    root: str | Path,
+    labels: str | None = None,
+    separator: str | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    ignore_unlisted: bool = False,
+) -> PhotoFolder:
+    """Find the photos of a folder, their tags, masks and splits, without opening an image.
+
+    Photos are split as the tag file's column ``split`` says, as the sub-folders ``train`` and ``val`` say, or
+    else by iterative stratification; if there are masks, only photos with a mask are then chosen to validate.
+
+    Args:
+        root: The folder.
+        labels: Tag file, relative to the root; None finds it.
+        separator: Between tags in text; None finds out.
+        val_fraction: Share of the photos that validate where nothing else says so, in (0, 1).
+        seed: Of that choice, not negative.
+        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
+
+    Raises:
+        UserError: The folder cannot be read, or not without guessing.
+    """
+    root = Path(root).expanduser()
+    photos = find_photos(root)
+    table = read_tables(root, labels, separator) or class_folders(root, photos)
+    rows = match_rows(root, photos, table, ignore_unlisted)
+    files = [file for file in photos if file in rows]
+    names = _class_names(root, table)
+    indices = {name: index for index, name in enumerate(names)}
+    tags = np.zeros((len(files), len(names)), bool)
+    for own, file in zip(tags, files, strict=True):
+        own[[indices[tag] for tag in rows[file].tags]] = True
+    _check_contrast(root, names, tags)
+    masks = _find_masks(root, photos)
+    splits, how = _explicit_splits(root, files, rows)
+    if not how:
+        splits, how = _make_splits(root, files, tags, masks, val_fraction, seed)
+    summary = _summarise(root, table, names, tags, splits, how, masks.keys() & set(files))
+    return PhotoFolder(root, names, files, tags, splits, masks, summary)
+
+
+def _class_names(root: Path, table: Table) -> tuple[str, ...]:
+    """In the order of ``classes.txt``, of the tag file, or of the alphabet.
+
+    A 255th class would have the label of ignored pixels, so a class that no photo has takes its place.
+    """
+    used = {tag: row.where for row in reversed(table.rows) for tag in row.tags}
+    listed, path = table.class_names, root / "classes.txt"
+    if path.is_file():
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        listed = tuple(dict.fromkeys(line for line in lines if line and line.lower() != "background"))
+    names = list(listed or sorted(used))
+    unknown = sorted(used.keys() - set(names))
+    if unknown:
+        raise UserError(f"{used[unknown[0]]} has the tag {unknown[0]!r}, which is not in {path}: mend either")
+    spelt: dict[str, str] = {}
+    for name in names:
+        if (other := spelt.setdefault(name.lower(), name)) != name:
+            raise UserError(f"{root} has the classes {other!r} and {name!r}: spell them alike")
+    if len(names) >= IGNORE_INDEX:
+        names.insert(IGNORE_INDEX - 1, UNUSED)
+    return tuple(names)
+
+
+def _check_contrast(root: Path, names: tuple[str, ...], tags: NDArray[np.bool_]) -> None:
+    shown = np.flatnonzero(tags.any(0))
+    if not len(shown):
+        raise UserError(f"{root} has {len(tags)} photos without any tag, need some: fill the tag file")
+    if len(shown) == 1 and tags.any(1).all():
+        raise UserError(
+            f"{root} has {len(tags)} photos, all of the class {names[shown[0]]!r}, which teach nothing: "
+            "add photos without it, in a folder `background` or with an empty tag cell"
+        )
+
+
+def _find_masks(root: Path, photos: list[str]) -> dict[str, Path]:
+    folder = root / "masks"
+    if not folder.is_dir():
+        return {}
+    by_name, masks = group_by_name(photos), dict[str, Path]()
+    for path in walk_images(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() != ".png":
+            raise UserError(f"{path} is no PNG, need one, for others change labels: save it anew, or rename "
+                            "the folder if `masks` is a class")  # fmt: skip
+        file = find_photo(root, by_name, Row(bare(name), (), "", str(path)))
+        if file in masks:
+            raise UserError(f"{path} and {masks[file]} are masks of {file}: delete one")
+        masks[file] = path
+    return masks
+
+
+def _explicit_splits(root: Path, files: list[str], rows: dict[str, Row]) -> tuple[list[str], str]:
+    """Splits by column or folder, and which of the two; empty if neither names both train and val."""
+    by_row = [rows[file].split for file in files]
+    parts = [PurePosixPath(file).parts for file in files]
+    start = int(all(part[0].lower() == "images" for part in parts))
+    by_folder = [SPLITS.get(part[start].lower(), "") if len(part) > start + 1 else "" for part in parts]
+    for splits, how in ((by_row, "as its split column or folder says"), (by_folder, "by folder")):
+        if all(splits) and {"train", "val"} <= set(splits):
+            return splits, how
+    if any(by_row):
+        raise UserError(f"{root} has photos of the split {by_row[0]!r} only, need train and val: name both")
+    return [], ""
+
+
+def _make_splits(
+    root: Path,
+    files: list[str],
+    labels: NDArray[np.bool_],
+    masks: dict[str, Path],
+    fraction: float,
+    seed: int,
+) -> tuple[list[str], str]:
+    if not 0 < fraction < 1:
+        raise UserError(f"data.val_fraction is {fraction}, need a share in (0, 1): try 0.1")
+    if len(files) < 2:
+        raise UserError(f"{root} has {len(files)} photo, need two, to train and to validate: add some")
+    candidates = np.array([file in masks for file in files]) if masks else None
+    chosen = stratified_split(labels, fraction, seed, candidates)
+    return ["val" if val else "train" for val in chosen], f"stratified, seed {seed}"
+
+
+def _read_mask(path: Path, size: tuple[int, ...], label: NDArray[np.float32]) -> NDArray[np.uint8]:
+    mask = read_mask(path, size, len(label))
+    if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
+        raise UserError(
+            f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
+        )
+    return mask
+
+
+def _summarise(
+    root: Path,
+    table: Table,
+    names: tuple[str, ...],
+    tags: NDArray[np.bool_],
+    splits: list[str],
+    how: str,
+    masked: set[str],
+) -> str:
+    named = [name for name in names if name != UNUSED]
+    shown = ", ".join(named[:8]) + (", …" if len(named) > 8 else "")
+    counts = f"{splits.count('train')} train and {splits.count('val')} val ({how})"
+    truth = f"{len(masked)} masks" if masked else "no masks, so no mIoU"
+    trained = tags[np.array(splits) == "train"].any(0)
+    untrained = [name for name, seen in zip(names, trained, strict=True) if not seen and name != UNUSED]
+    warning = f"; no training photo of {', '.join(untrained[:3])}" if untrained else ""
+    return (
+        f"{root}: {table.how}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
+        f"{len(named)} classes: {shown}; {counts}; {truth}{warning}"
+    )

@@ -1,0 +1,74 @@
+"""The data module of a folder of tagged photos."""
+
+from __future__ import annotations
+from collections.abc import Sequence
+from wsss_afa.data.coco import COCO, COCO_CLASSES
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.folder.content import TaggedFolder, read_folder
+from wsss_afa.data.synthetic import SyntheticScenes
+from wsss_afa.data.voc import VOC, VOC_CLASSES
+from wsss_afa.errors import UserError
+from wsss_afa.data.voc import VOCDataModule
+from wsss_afa.data.coco import COCODataModule
+from wsss_afa.data.synthetic import SyntheticDataModule
+
+
+class FolderDataModule(TaggedDataModule):
+    """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
+
+    Settings that are not named below are those of ``TaggedDataModule``.
+
+    Args:
+        root: The folder.
+        labels: Tag file, relative to the root; None finds it.
+        separator: Between tags in text; None finds out.
+        val_fraction: Share of the photos that validate where the folder does not say, in (0, 1).
+        split_seed: Of that choice, apart from ``seed``: runs of other seeds validate on the same photos.
+        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
+        max_side: Photos with a longer side in pixels are reduced to it; None keeps their size.
+
+    Raises:
+        UserError: A value is out of its range, or the folder cannot be read without guessing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        labels: str | None = None,
+        separator: str | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        ignore_unlisted: bool = False,
+        max_side: int | None = None,
+        batch_size: int = 8,
+        crop_size: int = 512,
+        num_workers: int = 0,
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        seed: int = 0,
+        balanced: bool = False,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
+        if max_side is not None and max_side < 1:
+            raise UserError(f"data.max_side is {max_side}, need pixels or null: set it to 640, for example")
+        self.max_side = max_side
+        self._content = read_folder(root, labels, separator, val_fraction, split_seed, ignore_unlisted)
+        self.has_masks = bool(self._content.masks)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the folder names."""
+        return self._content.class_names
+
+    def prepare_data(self) -> None:
+        """Say what was found and how it was read."""
+        print(f"data      {self._content.summary}")
+
+    def make_train_set(self) -> TaggedFolder:
+        """The training photos with their tags."""
+        return TaggedFolder(self._content, "train", max_side=self.max_side)
+
+    def make_val_set(self) -> TaggedFolder:
+        """The validation photos with their tags and, if there are any, masks."""
+        return TaggedFolder(self._content, "val", self.has_masks, self.max_side)

@@ -1,0 +1,214 @@
+"""Which files of a folder are photos, where their tags stand, and which photo a row of a tag file means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from wsss_afa.data.images import all_of
+from wsss_afa.data.folder.records import IMAGE_SUFFIXES
+from wsss_afa.data.folder.tags import SPLITS, Row, Table, read_tags
+from wsss_afa.errors import UserError
+
+_NEED = "need labels.csv with a header `file,tags`, or a sub-folder for each class"
+_TAG_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+_MAX_HINTS = 20
+_FOREIGN = (".heic", ".heif", ".cr2", ".nef", ".arw", ".dng")
+
+
+def find_photos(root: Path) -> list[str]:
+    """All images but those in ``masks``, in order; paths are relative to the root, with forward slashes.
+
+    Raises:
+        UserError: There is none, two have one name, or something cannot be an image.
+    """
+    if not root.is_dir():
+        problem = "is a file" if root.is_file() else "does not exist"
+        raise UserError(f"data.root={root} {problem}, need a folder of photos: unpack it or mend the path")
+    files = [path.relative_to(root).as_posix() for path in walk_images(root)]
+    photos = sorted(file for file in files if not file.startswith("masks/"))
+    if not photos:
+        raise UserError(f"data.root={root} has no image, need photos such as .jpg or .png: set data.root")
+    names: dict[str, str] = {}
+    for file in photos:
+        if (other := names.setdefault(bare(file), file)) != file:
+            raise UserError(f"{root} has {other} and {file}, need one photo of a name: rename or delete one")
+    return photos
+
+
+def walk_images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All images below a folder, links followed, hidden files left out.
+
+    Raises:
+        UserError: A folder cannot be listed, a link leads nowhere or back, or a name belies what it names.
+    """
+    real = folder.resolve()
+    if real in above:
+        raise UserError(f"{folder} links back to {real}, which holds it: remove the link")
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed ({error.strerror}): change its permissions") from error
+    for entry in entries:
+        path = Path(entry.path)
+        suffix = path.suffix.lower()
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_dir():
+            if suffix in IMAGE_SUFFIXES:
+                raise UserError(f"{path} is a folder with the name of an image: rename it")
+            yield from walk_images(path, (*above, real))
+        elif suffix in _FOREIGN:
+            raise UserError(f"{path} is in a camera's format, need .jpg or .png, for example: convert it")
+        elif suffix in IMAGE_SUFFIXES:
+            if not entry.is_file():
+                raise UserError(f"{path} links to nothing, need an image: copy it there or remove the link")
+            yield path
+
+
+def bare(file: str) -> str:
+    """The path without the ending of an image."""
+    stem, dot, suffix = file.rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else file
+
+
+def read_tables(root: Path, labels: str | None, separator: str | None) -> Table | None:
+    """Read the tag file ``labels``, or else the one in the folder, or those in ``train`` and ``val``.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        UserError: There are several in one folder, or one cannot be read.
+    """
+    if labels is not None:
+        if not (root / labels).is_file():
+            raise UserError(f"data.labels={labels} is no file in {root}, need a tag file: mend the path")
+        return read_tags(root / labels, separator)
+    path = _tag_file(root)
+    if path is not None:
+        return read_tags(path, separator)
+    parts = [
+        (folder, read_tags(part, separator))
+        for folder in sorted(root.iterdir())
+        if folder.name.lower() in SPLITS and folder.is_dir() and (part := _tag_file(folder)) is not None
+    ]
+    if not parts:
+        return None
+    rows = [
+        row._replace(file=f"{folder.name}/{row.file}", split=SPLITS[folder.name.lower()])
+        for folder, table in parts
+        for row in table.rows
+    ]
+    declared = tuple(dict.fromkeys(name for _, table in parts for name in table.class_names))
+    return Table(rows, ", ".join(f"{folder.name}/{table.how}" for folder, table in parts), declared)
+
+
+def _tag_file(folder: Path) -> Path | None:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _TAG_SUFFIXES)
+    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
+    named = [path for path in found if path.stem.lower() == "labels"] or found
+    if len(named) > 1:
+        raise UserError(
+            f"{folder} has {named[0].name} and {named[1].name}, need one tag file: name it by data.labels"
+        )
+    return named[0] if named else None
+
+
+def class_folders(root: Path, photos: list[str]) -> Table:
+    """Tags by folder: the first on a photo's way, below ``images``, ``train`` and ``val``, names its class.
+
+    Raises:
+        UserError: A photo lies in no folder, or a folder has no photo.
+    """
+    parts = {file: PurePosixPath(file).parts for file in photos}
+    start = int(all(part[0].lower() == "images" for part in parts.values()))
+    start += int(all(part[start].lower() in SPLITS for part in parts.values()))
+    loose = [file for file, part in parts.items() if len(part) < start + 2]
+    if loose:
+        problem = "no tags" if len(loose) == len(photos) else f"{loose[0]} beside folders of classes"
+        raise UserError(f"data.root={root} has {problem}, {_NEED}: add it, or move the photo")
+    bases = {root.joinpath(*part[:start]) for part in parts.values()}
+    filled = {root.joinpath(*part[: start + 1]) for part in parts.values()}
+    for folder in (folder for base in sorted(bases) for folder in sorted(base.iterdir())):
+        plain = folder.is_dir() and not folder.name.startswith((".", "__")) and folder != root / "masks"
+        if plain and folder not in filled:
+            raise UserError(f"{folder} has no image, need photos of its class: fill or delete it")
+    rows = [
+        Row(file, () if part[start].lower() == "background" else (part[start],), "", file)
+        for file, part in parts.items()
+    ]
+    return Table(rows, "a sub-folder per class")
+
+
+def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: bool) -> dict[str, Row]:
+    """The row of each photo that has one.
+
+    Raises:
+        UserError: A row means no photo, or several; a photo has two rows, or none.
+    """
+    by_name = group_by_name(photos)
+    rows: dict[str, Row] = {}
+    mistakes: list[str] = []
+    for row in table.rows:
+        try:
+            file = find_photo(root, by_name, row, hint=len(mistakes) < _MAX_HINTS)
+        except UserError as error:
+            mistakes.append(str(error))
+            continue
+        if file in rows:
+            same = set(row.tags) == set(rows[file].tags)
+            problem = f"repeats {file}" if same else f"gives {file} other tags than {rows[file].where}"
+            mistakes.append(f"{row.where} {problem}, need one row with all tags of a photo: merge them")
+        rows.setdefault(file, row)
+    unlisted = [file for file in photos if file not in rows]
+    if unlisted and not ignore_unlisted:
+        mistakes.append(
+            f"{root} has photos without tags: {len(unlisted)}, {unlisted[0]} first: add rows (no tags mean "
+            "background only), or set data.ignore_unlisted=true"
+        )
+        mistakes += [f"{root / file} has no tags: add a row" for file in unlisted[1:]]
+    if mistakes:
+        raise all_of(mistakes)
+    return rows
+
+
+def group_by_name(photos: list[str]) -> dict[str, list[str]]:
+    """Photos by their name without folders and ending."""
+    by_name: dict[str, list[str]] = {}
+    for file in photos:
+        by_name.setdefault(PurePosixPath(bare(file)).name, []).append(file)
+    return by_name
+
+
+def find_photo(root: Path, by_name: dict[str, list[str]], row: Row, hint: bool = True) -> str:
+    """The photo that a row means; either may have folders above what they share.
+
+    Args:
+        root: The folder.
+        by_name: From ``group_by_name``.
+        row: Of the tag file.
+        hint: Whether a message may look for the nearest name, which takes a while in large folders.
+
+    Raises:
+        UserError: It means no photo, or several.
+    """
+    name = PurePosixPath(bare(row.file)).name
+    found = [file for file in by_name.get(name, []) if _same(row.file, file)]
+    exact = [file for file in found if row.file in (file, bare(file))]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if found:
+        raise UserError(f"{row.where} means {found[0]} or {found[1]}: write the path from {root} on")
+    near = difflib.get_close_matches(name, by_name, 1) if hint and len(by_name) < 10_000 else []
+    remedy = f"did you mean {by_name[near[0]][0]}?" if near else "copy it there or delete the row"
+    raise UserError(f"{row.where} names {row.file}, which is no image in {root}: {remedy}")
+
+
+def _same(one: str, other: str) -> bool:
+    if bare(one) == one or bare(other) == other:
+        one, other = bare(one), bare(other)
+    shorter, longer = sorted((one.removeprefix("./"), other), key=len)
+    return f"/{longer}".endswith(f"/{shorter}")

@@ -1,0 +1,139 @@
+"""Tag files, CSV, JSON or JSON lines, as records: a dictionary for each image, and where it stands."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from wsss_afa.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".jp2",
+    ".ppm", ".pgm", ".pbm", ".tga",
+})  # fmt: skip
+"""Endings of files that are taken for images, in small letters."""
+
+Record = tuple[str, dict[str, Any]]
+"""Where it stands, such as "line 3", and its values by column."""
+
+
+def read_text(path: Path) -> str:
+    """Decode UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        UserError: The file cannot be read or has another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions") from error
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line} is not UTF-8: save the file with that encoding") from error
+
+
+def csv_records(path: Path) -> list[Record]:
+    """Read a CSV with a header, separated by what the header has most of: comma, semicolon or tab.
+
+    Raises:
+        UserError: There is no header, or a line does not fit it.
+    """
+    text = read_text(path)
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        lines = [(f"line {reader.line_num}", line) for line in reader if any(cell.strip() for cell in line)]
+    except csv.Error as error:
+        raise UserError(
+            f"{path} line {reader.line_num} is no CSV ({error}): look for a stray quotation mark"
+        ) from error
+    if not lines:
+        raise UserError(
+            f"{path} is empty, need a header such as `file,tags` and a line per image: write them"
+        )
+    header = [cell.strip() for cell in lines[0][1]]
+    if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
+        raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
+    if len(set(header)) < len(header):
+        twice = next(cell for cell in header if header.count(cell) > 1)
+        raise UserError(f"{path} has two columns {twice!r}, need different names: rename or delete one")
+    return [_csv_record(path, where, header, cells) for where, cells in lines[1:]]
+
+
+def _csv_record(path: Path, where: str, header: list[str], cells: list[str]) -> Record:
+    if len(cells) != len(header):
+        raise UserError(
+            f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
+            "quotation marks or `;` between them, and keep the comma before an empty cell"
+        )
+    return where, dict(zip(header, cells, strict=True))
+
+
+def jsonl_records(path: Path) -> list[Record]:
+    """Read an object from each line.
+
+    Raises:
+        UserError: A line is no object.
+    """
+    lines = [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    return [_as_record(path, f"line {n}", parse_json(path, line, n)) for n, line in lines]
+
+
+def json_records(path: Path, content: Any) -> list[Record]:
+    """Take a list of objects as it is, and a mapping as pairs of ``file`` and ``tags``.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if isinstance(content, dict):
+        return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
+    if isinstance(content, list):
+        return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
+    raise UserError(
+        f"{path} holds {kind_of(content)}, need a list of objects such as "
+        '{"file": "a.jpg", "tags": ["cat"]}, or COCO\'s form: rewrite it'
+    )
+
+
+def _as_record(path: Path, where: str, item: Any) -> Record:
+    if not isinstance(item, dict):
+        raise UserError(
+            f"{path} {where} is {kind_of(item)}, need an object: "
+            'write it like {"file": "a.jpg", "tags": ["cat"]}'
+        )
+    return where, item
+
+
+def parse_json(path: Path, text: str, line: int = 0) -> Any:
+    """Parse JSON without COCO's outlines; ``line`` is where the text stands, if it is one line of the file.
+
+    Raises:
+        UserError: It is no JSON, or an object has a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = {key: value for key, value in pairs if key != "segmentation"}  # large, and of no use here
+        if len({key for key, _ in pairs}) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise UserError(f"{path} has {twice!r} twice in one object: keep one of the two")
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno} column {error.colno}"
+        raise UserError(f"{path} {place} is no JSON ({error.msg}): mend it there") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply, need a list of objects: rewrite it") from error
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for messages."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

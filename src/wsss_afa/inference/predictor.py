@@ -1,0 +1,255 @@
+"""From an image of any kind and size to a label, class scores and heat maps.
+
+    prediction = Predictor.from_checkpoint("best.ckpt")("photo.jpg")
+    prediction.save("predictions")
+
+G is the number of classes asked for, background included: K, or 1 + the number of tags.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from wsss_afa.methods.recipe import Recipe, load
+from wsss_afa.data.images import read_image, require_file, shrink, to_rgb
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.models.segmentation_net import SegmentationNet
+from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa.ops.multi_scale import MultiScaleSegmentation
+from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.inference.tiling import Grid, TiledNet
+from wsss_afa.inference.prediction import Prediction, class_index, resize_maps
+from wsss_afa.errors import UserError
+
+MAX_PIXELS = 178_956_970
+"""Of an image; Pillow itself opens none that is larger."""
+ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large images are handled; all in pixels.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    long_side: int | None = 2048
+    """An image whose longer side exceeds it is reduced to it, and the result enlarged again; None never."""
+    tile: int | None = 1024
+    """A longer image (after ``long_side``) is segmented in tiles of this side; class scores and heat maps are
+    made of the whole image, reduced to it. None passes every image in one piece."""
+    overlap: int = 256
+    """Least overlap of neighbouring tiles, below ``tile``."""
+    max_pixels: int = 100_000_000
+    """A file with more is refused before it is decoded."""
+
+    def __post_init__(self) -> None:
+        _require_int("long_side", self.long_side, 1, none=True)
+        _require_int("tile", self.tile, 1, none=True)
+        most = None if self.tile is None else self.tile - 1
+        _require_int("overlap", self.overlap, 0, most)
+        _require_int("max_pixels", self.max_pixels, 1, MAX_PIXELS)
+
+
+class Predictor:
+    """A trained network with all that stands before and behind it. Runs in evaluation mode, in float32.
+
+    Args:
+        net: The network; it is moved to the device and put in evaluation mode.
+        labeler: Knows how activation maps are made.
+        recipe: Class names and normalisation.
+        device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
+        protocol: Scales, mirror and CRF; None is one pass at the image's size.
+        sizes: How large images are handled; None takes the defaults.
+
+    Raises:
+        UserError: The device is not there, or the tile is smaller than the network takes.
+    """
+
+    def __init__(
+        self,
+        net: AFANet | SegmentationNet,
+        labeler: PseudoLabeler | GivenLabels,
+        recipe: Recipe,
+        device: str = "auto",
+        protocol: MultiScaleSegmentation | None = None,
+        sizes: Sizes | None = None,
+    ):
+        self.device = find_device(device)
+        self.net = net.to(self.device).eval()
+        self.cam = labeler.cam
+        self.class_names = tuple(recipe["class_names"])
+        self.mean, self.std = recipe["mean"], recipe["std"]
+        self.protocol = protocol or MultiScaleSegmentation(mean=self.mean, std=self.std)
+        self.protocol.to(self.device)
+        self.sizes = sizes or Sizes()
+        backbone = net.backbone
+        self.grid = Grid(backbone.reductions[0], max(backbone.reductions))
+        self.min_side = backbone.min_side
+        if self.sizes.tile is not None and self.sizes.tile < self.min_side:
+            raise UserError(f"tile={self.sizes.tile}, need {self.min_side} pixels or more: raise it")
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        protocol: MultiScaleSegmentation | None = None,
+        sizes: Sizes | None = None,
+    ) -> Predictor:
+        """Rebuild a network from a checkpoint alone.
+
+        Args:
+            path: Of a checkpoint that `wsss_afa.methods.recipe.load` reads.
+            device: See the class.
+            protocol: See the class.
+            sizes: See the class.
+
+        Raises:
+            UserError: The file is no such checkpoint, or see the class.
+        """
+        net, labeler, recipe = load(path)
+        return cls(net, labeler, recipe, device, protocol, sizes)
+
+    def __call__(self, image: ImageLike, tags: Sequence[str] | None = None) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: Path of a file, which is turned upright as its EXIF orientation says; a PIL image, turned
+                likewise; or RGB pixels (H, W, 3) uint8. A side that is too short for the network is
+                lengthened by repeating the border, and the result cut.
+            tags: Names of the classes that the image may have besides background; None allows all.
+
+        Raises:
+            UserError: There is no such class, or the image cannot be read, is empty, or too large.
+        """
+        labels = self.choose(tags)
+        name, rgb = self._read(image)
+        place = str(image) if isinstance(image, str | Path) else name
+        work = shrink(rgb, self.sizes.long_side)
+        try:
+            probabilities = self._segment(work, labels)
+            label = _best(probabilities, labels, rgb.shape[:2])
+            view = shrink(work, self.sizes.tile)
+            scores = self._classify(view)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise UserError(f"{place} needs more memory than there is: lower long_side or tile") from error
+        if not (np.isfinite(scores).all() and probabilities.isfinite().all()):
+            raise UserError(f"{place}: the network's results are not finite: use another checkpoint")
+        areas = np.bincount(label.ravel(), minlength=1 + len(self.class_names)) / label.size
+        order = sorted(labels[1:], key=lambda each: -areas[each])
+        found = tuple(self.class_names[each - 1] for each in order if tags is not None or areas[each])
+        return Prediction(
+            name, rgb, label, self.class_names, scores, areas, found, labels, probabilities.cpu(),
+            lambda classes: self._activate(view, classes).cpu(),
+        )  # fmt: skip
+
+    def choose(self, tags: Sequence[str] | None) -> list[int]:
+        """Labels that an image with these tags may have, background first.
+
+        Raises:
+            UserError: There is no such class, or no tag at all.
+        """
+        if tags is None:
+            return list(range(1 + len(self.class_names)))
+        if isinstance(tags, str) or not tags:
+            raise UserError(f"tags={tags!r}, need a list of class names: set null for all classes")
+        return [0, *sorted({1 + class_index(tag, self.class_names) for tag in tags})]
+
+    def _read(self, image: ImageLike) -> tuple[str, NDArray[np.uint8]]:
+        """Name and pixels."""
+        if isinstance(image, str | Path):
+            path = Path(image)
+            require_file(path)
+            return path.stem, read_image(path, upright=True, max_pixels=self.sizes.max_pixels)
+        rgb = to_rgb(image, upright=True) if isinstance(image, Image.Image) else image
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+            raise UserError(
+                f"the image is {rgb.dtype} of shape {rgb.shape}, need uint8 RGB pixels (H, W, 3): convert it"
+            )
+        return "image", rgb
+
+    @torch.inference_mode()
+    def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
+        """Probabilities (G, H, W)."""
+        factor = min(self.protocol.scales)
+        if self.protocol.long_side is not None:
+            factor *= self.protocol.long_side / max(rgb.shape[:2])
+        net = TiledNet(self.net, self.grid, self.sizes.tile, self.sizes.overlap, labels)
+        height, width = rgb.shape[:2]
+        with torch.autocast(self.device.type, enabled=False):
+            probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
+        return probabilities[0, :, :height, :width]
+
+    @torch.inference_mode()
+    def _classify(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Scores (C,)."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.net.classify(self._normalise(rgb, 1.0))[0].sigmoid().cpu().numpy()
+
+    @torch.inference_mode()
+    def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
+        """Maps (len(classes), H, W)."""
+        height, width = rgb.shape[:2]
+        channels = torch.tensor([classes], device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            image = self._normalise(rgb, min(self.cam.scales))
+            cam: Tensor = self.cam(self.net, image, channels=channels).cam
+        return cam[0, :, :height, :width]
+
+    def _normalise(self, rgb: NDArray[np.uint8], factor: float) -> Tensor:
+        """(1, 3, H, W), lengthened so far that the network takes it when it is resized by ``factor``."""
+        least = next(side for side in itertools.count(1) if int(factor * side) >= self.min_side)
+        missing = [(0, max(0, least - side)) for side in rgb.shape[:2]]
+        padded = np.pad(rgb, (*missing, (0, 0)), mode="edge")
+        image = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)[None].float()
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (image - mean) / std
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, ``auto`` for a GPU if there is one.
+
+    Raises:
+        UserError: It is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu or cuda") from error
+
+
+def _require_int(name: str, value: object, low: int, high: int | None = None, none: bool = False) -> None:
+    if value is None and none:
+        return
+    if type(value) is int and low <= value and (high is None or value <= high):
+        return
+    need = f"{low} or more" if high is None else f"{low} to {high}"
+    raise UserError(f"{name}={value}, need {need} pixels{' or null' * none}: change it")
+
+
+@torch.inference_mode()
+def _best(probabilities: Tensor, labels: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:
+    """The most probable label (H, W) at ``size``; enlarged class by class, which needs two maps of memory."""
+    best = resize_maps(probabilities[:1], size)[0]
+    label = torch.zeros(*size, dtype=torch.uint8, device=best.device)
+    for position, value in enumerate(labels[1:], 1):
+        rival = resize_maps(probabilities[position : position + 1], size)[0]
+        label[rival > best] = value
+        best = torch.maximum(best, rival)
+    return label.cpu().numpy()

@@ -1,0 +1,138 @@
+"""The background score that suits labels best: mIoU of each, from one pass over images with masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from wsss_afa.files import write_whole
+from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.inference.label_source import LabelSource, merge_labels
+from wsss_afa.types import IGNORE_INDEX, Batch
+from wsss_afa.visualize import save_figure
+
+
+class ThresholdSweep(L.LightningModule):
+    """Score the labels of every background score, for ``Trainer.predict`` over images with masks.
+
+    Args:
+        net: the network.
+        source: makes the labels.
+        thresholds: background scores to try.
+        chosen: the score, or low and high, that labels would be written with; scored beside the others.
+        class_names: C foreground classes.
+    """
+
+    def __init__(
+        self,
+        net: AFANet,
+        source: LabelSource,
+        thresholds: Sequence[float],
+        chosen: Sequence[float],
+        class_names: Sequence[str],
+    ):
+        super().__init__()
+        self.net, self.source = net, source
+        self.thresholds, self.chosen = list(thresholds), list(chosen)
+        self.names = ["background", *class_names]
+        self._scores = nn.ModuleList(SegmentationMetrics(len(self.names)) for _ in [*thresholds, "chosen"])
+        self.share = MeanMetric().set_dtype(torch.float64)
+        self.results: dict[str, Any] = {}
+
+    @property
+    def scores(self) -> list[SegmentationMetrics]:
+        """Running scores of the thresholds, then of what is chosen."""
+        return cast(list[SegmentationMetrics], list(self._scores))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
+        """Count one image under every threshold; return its name."""
+        labels = self.source(self.net, batch, [*self.thresholds, *self.chosen])
+        labels, chosen = labels[: len(self.thresholds)], merge_labels(labels[len(self.thresholds) :])
+        mask = batch["mask"]
+        ignored = chosen == IGNORE_INDEX
+        pairs = [(label, mask) for label in labels]
+        pairs.append((chosen.masked_fill(ignored, 0), mask.masked_fill(ignored, IGNORE_INDEX)))
+        for metric, pair in zip(self.scores, pairs, strict=True):
+            metric.update(*pair)
+        self.share.update(~ignored[mask != IGNORE_INDEX])
+        return batch["name"]
+
+    def on_predict_epoch_end(self) -> None:
+        """Collect the scores of the whole set, in percent; the metrics sum them over processes themselves."""
+        backgrounds: list[Any] = [*self.thresholds, self.chosen]
+        *tried, chosen = [
+            {"background": background, **self._record(metric)}
+            for background, metric in zip(backgrounds, self.scores, strict=True)
+        ]
+        chosen["labelled"] = _percent(self.share.compute()[None])[0]
+        best = max(tried, key=lambda record: record["miou"])
+        self.results = {"best": best, "chosen": chosen, "thresholds": tried}
+
+    def _record(self, metric: SegmentationMetrics) -> dict[str, Any]:
+        scores = metric.compute()
+        shown = [(name, iou) for name, iou in zip(self.names, _percent(scores["iou"]), strict=True)]
+        return {
+            "miou": _percent(scores["miou"][None])[0],
+            "iou": {name: iou for name, iou in shown if iou == iou},
+        }
+
+
+def _percent(values: Tensor) -> list[float]:
+    return [round(100 * value, 3) for value in values.tolist()]
+
+
+def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any]) -> None:
+    """Write ``sweep.json`` and the curve ``sweep.png``.
+
+    Args:
+        folder: Where they go.
+        results: Of a ``ThresholdSweep``.
+        of: What was scored.
+    """
+    text = json.dumps({**of, **results}, indent=2, ensure_ascii=False)
+    write_whole(folder / "sweep.json", text + "\n")
+    save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
+
+
+def draw_curve(results: dict[str, Any], source: str) -> Figure:
+    """MIoU over the background score; the best is marked."""
+    figure = Figure(figsize=(4.5, 3), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    tried, best = results["thresholds"], results["best"]
+    axes.plot([each["background"] for each in tried], [each["miou"] for each in tried], marker=".")
+    axes.plot(best["background"], best["miou"], "o", color="tab:red")
+    axes.set_xlabel("background score")
+    axes.set_ylabel("mIoU (%)")
+    axes.set_title(f"source={source}: {best['miou']:.1f} % at {best['background']:g}", fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def print_sweep(results: dict[str, Any], console: Console) -> None:
+    """Print mIoU by threshold, and the scores of the setting that labels would be written with."""
+    best, chosen = results["best"], results["chosen"]
+    table = Table(title="mIoU (%) by background score", title_justify="left")
+    table.add_column("background", justify="right")
+    table.add_column("mIoU", justify="right")
+    for record in results["thresholds"]:
+        style = "bold" if record is best else None
+        table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
+    console.print(table)
+    scores = ", ".join(f"{score:g}" for score in chosen["background"])
+    share = f"{chosen['labelled']:.1f} % of pixels that get a label"
+    lines = [
+        f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}",
+        f"best      background={best['background']:g}: mIoU {best['miou']:.1f}",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,97 @@
+"""The dense-energy regulariser (Tang et al., ECCV 2018; AFA, section 3.5)."""
+
+from __future__ import annotations
+from collections.abc import Sequence
+from typing import Protocol
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from wsss_afa.types import IGNORE_INDEX, AFAOutput, Batch, PseudoLabels
+from wsss_afa.errors import UserError
+from wsss_afa.ops.boxes import inside_box
+from wsss_afa.losses.segmentation import SegmentationLogits
+from wsss_afa.losses.classification import classification_loss
+from wsss_afa.losses.classification import balanced_positive_weight
+from wsss_afa.losses.segmentation import balanced_cross_entropy
+from wsss_afa.losses.affinity import affinity_loss
+from wsss_afa.losses.affinity import affinity_cross_entropy
+from wsss_afa.losses.affinity import _pair_means
+from wsss_afa.losses.counts import _count
+from wsss_afa.losses.segmentation import SegmentationLoss
+from wsss_afa.methods.afa.loss import AFALoss
+
+
+class DenseEnergyLoss(nn.Module):
+    """Neighbours of like colour should be segmented alike (Tang et al., ECCV 2018; AFA, section 3.5).
+
+    −weight/B · Σ_ij gate_i K_ij S_iᵀ S_j with K a Gaussian of position and colour and
+    gate_i = max(0, inside_i − max_k S_ik), 1 where the pseudo label is 255. Images and probabilities are
+    halved first. The kernel is summed over all pairs, in chunks; the gate has no gradient and the energy's
+    gradient is −2 · gate · (K S), as in the released program.
+
+    Args:
+        weight: of the energy, which grows with the number of pairs.
+        sigma_position: standard deviation in pixels of the full image.
+        sigma_color: standard deviation in RGB, 0…255 scale.
+        scale: factor of the image's sides.
+        chunk: pixels whose kernel row is held at once.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1e-7,
+        sigma_position: float = 100.0,
+        sigma_color: float = 15.0,
+        scale: float = 0.5,
+        chunk: int = 512,
+    ):
+        super().__init__()
+        self.weight = weight
+        self.sigma_position = sigma_position
+        self.sigma_color = sigma_color
+        self.scale = scale
+        self.chunk = chunk
+
+    def forward(self, logits: Tensor, rgb: Tensor, label: Tensor, box: Tensor) -> Tensor:
+        """Return the energy, a scalar ≤ 0.
+
+        Args:
+            logits: (B, K, h, w) segmentation logits.
+            rgb: (B, 3, H, W) in [0, 1].
+            label: (B, H, W) int64 pseudo label.
+            box: (B, 4) the image part of the crop; nothing else has energy.
+        """
+        size = (int(self.scale * rgb.shape[-2]), int(self.scale * rgb.shape[-1]))
+        full = F.interpolate(logits.float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False)
+        probability = F.interpolate(full.softmax(1), size=size, mode="bilinear", align_corners=False)
+        colour = F.interpolate(255.0 * rgb, size=size, mode="nearest")
+        inside = inside_box(box, (rgb.shape[-2], rgb.shape[-1]))
+        roi = F.interpolate(inside[:, None].to(rgb), size=size, mode="nearest")
+        unknown = F.interpolate((label == IGNORE_INDEX)[:, None].to(rgb), size=size, mode="nearest") > 0
+        masked = probability * roi
+        with torch.no_grad():
+            gate = (roi - probability.amax(1, keepdim=True)).masked_fill(unknown, 1.0).clamp_(min=0)
+            smooth = gate * self._filter(colour, masked)
+        energy = -(masked * smooth).sum() / len(rgb)
+        return self.weight * (2 * energy - energy.detach())  # its value, and twice its partial gradient
+
+    def _filter(self, colour: Tensor, maps: Tensor) -> Tensor:
+        """K applied to maps (B, K, h, w), exactly."""
+        height, width = maps.shape[-2:]
+        grid = torch.meshgrid(
+            torch.arange(height, device=maps.device), torch.arange(width, device=maps.device), indexing="ij"
+        )
+        position = torch.stack(grid).flatten(1).to(maps) / (self.sigma_position * self.scale)  # (2, n)
+        features = torch.cat(
+            [position.expand(len(maps), -1, -1), colour.flatten(2) / self.sigma_color], dim=1
+        ).mT.contiguous()  # (B, n, 5)
+        features = features - features.mean(1, keepdim=True)  # smaller numbers, smaller rounding
+        half_norm = features.square().sum(-1) / 2  # (B, n)
+        values = maps.flatten(2).mT  # (B, n, K)
+        rows = []
+        for part, part_norm in zip(
+            torch.split(features, self.chunk, 1), torch.split(half_norm, self.chunk, 1), strict=True
+        ):
+            offset = -(part_norm[:, :, None] + half_norm[:, None, :])
+            rows.append(torch.baddbmm(offset, part, features.mT).exp_() @ values)
+        return torch.cat(rows, dim=1).mT.reshape_as(maps)

@@ -1,0 +1,144 @@
+"""AFANet: a Transformer with a classifier, an affinity head and a segmentation decoder (AFA, figure 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_afa.models.backbones.mix_transformer import MixTransformer
+from wsss_afa.models.decoders import MLPDecoder
+from wsss_afa.types import Activation, AFAOutput, AffinityTokens, BackboneOutput
+from wsss_afa.errors import UserError
+
+
+class AffinityHead(nn.Module):
+    """Affinity from attention, A = sigmoid(Σ_m w_m (S_m + S_mᵀ) + b) (AFA, section 3.3).
+
+    S_m = q_m k_mᵀ are the raw logits of M attention heads. The weighted sum over heads commutes with the
+    product, so it is *one* product of the concatenated w_m q_m with the concatenated k_m, and no per-head
+    (N, N) map is ever stored. Computed in float32 whatever the autocast: raw logits are large.
+
+    Args:
+        num_maps: M.
+        gain: multiplies the initial weights. Queries and keys trained from scratch give logits far outside
+            the sigmoid's slope; a gain below 1 brings them back.
+    """
+
+    def __init__(self, num_maps: int, gain: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_maps))
+        self.bias = nn.Parameter(torch.empty(1))
+        # As a 1×1 convolution M → 1: kaiming normal with a = √5 over a fan-out of 1; the bias as torch's own.
+        nn.init.normal_(self.weight, std=gain * math.sqrt(2 / (1 + 5)))
+        nn.init.uniform_(self.bias, -gain / math.sqrt(num_maps), gain / math.sqrt(num_maps))
+
+    def forward(self, tokens: AffinityTokens) -> Tensor:
+        """Return the affinity (B, N, N) in [0, 1], symmetric."""
+        return self.logits(tokens).sigmoid()
+
+    def logits(self, tokens: AffinityTokens) -> Tensor:
+        """The affinity (B, N, N) before the sigmoid."""
+        with torch.autocast(tokens.queries[0].device.type, enabled=False):
+            queries = torch.cat(tokens.queries, dim=1).float()  # (B, M, N, d)
+            keys = torch.cat(tokens.keys, dim=1).float()
+            queries = (queries * self.weight[:, None, None]).transpose(1, 2).flatten(2)  # (B, N, M·d)
+            logits = queries @ keys.transpose(1, 2).flatten(2).mT  # (B, N, N)
+            return logits + logits.mT + self.bias
+
+
+class AFANet(nn.Module):
+    """Backbone, classifier, affinity head and decoder.
+
+    Args:
+        backbone: yields four feature maps and the queries and keys of its last blocks.
+        num_classes: C, foreground classes; background is added where it belongs.
+        decoder_dim: width of the decoder.
+        pool_top_k: positions averaged by the classification pooling. 1 is global max pooling (the paper's
+            table 1 finds it best), None is global average pooling.
+        affinity_gain: multiplies the initial weights of the affinity head.
+    """
+
+    def __init__(
+        self,
+        backbone: MixTransformer,
+        num_classes: int,
+        decoder_dim: int = 256,
+        pool_top_k: int | None = 1,
+        affinity_gain: float = 1.0,
+    ):
+        super().__init__()
+        if num_classes < 1:
+            raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
+        if pool_top_k is not None and pool_top_k < 1:
+            raise UserError(f"pool_top_k={pool_top_k}: use 1 (max pooling), more, or null (average pooling)")
+        self.num_classes = num_classes
+        self.pool_top_k = pool_top_k
+        self.backbone = backbone
+        self.classifier = nn.Conv2d(backbone.channels[-1], num_classes, 1, bias=False)
+        self.affinity_head = AffinityHead(backbone.num_affinity_maps, affinity_gain)
+        self.decoder = MLPDecoder(backbone.channels, num_classes + 1, decoder_dim)
+
+    def forward(self, image: Tensor) -> AFAOutput:
+        """Everything that training needs, from a normalised image (B, 3, H, W)."""
+        encoded = self.backbone(image)
+        activation = self.activation(encoded)
+        return AFAOutput(
+            class_logits=self.class_logits(encoded.features[-1]),
+            seg_logits=self.decoder(encoded.features),
+            affinity_logits=self.affinity_head.logits(
+                activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)
+            ),
+            activation=activation,
+        )
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Class logits (B, C) alone, for the steps that train nothing else."""
+        return self.class_logits(self.backbone(image).features[-1])
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Segmentation logits (B, K, H/4, W/4) alone."""
+        logits: Tensor = self.decoder(self.backbone(image).features)
+        return logits
+
+    @torch.no_grad()
+    def activate(self, image: Tensor) -> Activation:
+        """Raw class activation map (B, C, h, w) and affinity tokens, without gradient or decoder."""
+        return self.activation(self.backbone(image))
+
+    def activation(self, encoded: BackboneOutput) -> Activation:
+        """Raw class activation map (B, C, h, w) and affinity tokens of what the backbone made, detached."""
+        last = encoded.features[-1].detach()
+        tokens = AffinityTokens(
+            queries=[query.detach() for query in encoded.queries],
+            keys=[key.detach() for key in encoded.keys],
+            grid=(last.shape[-2], last.shape[-1]),
+        )
+        return Activation(cam=F.conv2d(last, self.classifier.weight.detach()), tokens=tokens)
+
+    def class_logits(self, last: Tensor) -> Tensor:
+        """Class logits (B, C) of the last feature map (B, D, h, w)."""
+        positions = last.flatten(2)  # (B, D, N)
+        top_k = min(self.pool_top_k or positions.shape[-1], positions.shape[-1])
+        pooled = positions.amax(-1) if top_k == 1 else positions.topk(top_k, dim=-1).values.mean(-1)
+        logits: Tensor = self.classifier(pooled[:, :, None, None]).flatten(1)
+        return logits
+
+
+def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
+    """Sort parameters as the schedule treats them: encoder, norm (the encoder's), decoder, head (all else).
+
+    Args:
+        net: has a ``backbone`` and a ``decoder``.
+    """
+    kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
+    for name, parameter in net.named_parameters():
+        part = name.partition(".")[0]
+        if part == "backbone":
+            kinds["norm" if "norm" in name else "encoder"].append(parameter)
+        else:
+            kinds["decoder" if part == "decoder" else "head"].append(parameter)
+    return {kind: tuple(parameters) for kind, parameters in kinds.items()}

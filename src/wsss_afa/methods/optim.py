@@ -1,0 +1,94 @@
+"""AdamW over four groups of parameters, with warm-up and polynomial decay (method of the AFA program)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from wsss_afa.errors import UserError
+
+_WARMUP_START = 1e-6
+"""Multiplier of the first warm-up step."""
+
+
+def warmup_poly(warmup_steps: int, max_steps: int, power: float) -> Callable[[int], float]:
+    """Multiplier of the learning rate at step t, counted from 0.
+
+    t < warm-up: 1 − (1 − t/warm-up)(1 − 1e-6), from 1e-6 up to 1; then (1 − t/T)^power down to 0.
+
+    Examples:
+        >>> multiplier = warmup_poly(warmup_steps=10, max_steps=100, power=1.0)
+        >>> [round(multiplier(step), 3) for step in (0, 5, 10, 50, 100)]
+        [0.0, 0.5, 0.9, 0.5, 0.0]
+    """
+
+    def multiplier(step: int) -> float:
+        if step < warmup_steps:
+            return 1 - (1 - step / warmup_steps) * (1 - _WARMUP_START)
+        return float(max(0.0, 1 - step / max_steps) ** power)
+
+    return multiplier
+
+
+class AdamWPoly:
+    """Recipe of the optimiser and its schedule.
+
+    Args:
+        max_steps: T, the length of the schedule.
+        lr: of the encoder; the other groups are multiples of it.
+        weight_decay: of every group but the encoder's norms, which have none.
+        betas: of AdamW.
+        warmup_steps: of the schedule.
+        power: of the decay: 1.0 in the released program, 0.9 in the paper.
+        norm_multiplier: of the learning rate of the encoder's norms. 0, the released behaviour, freezes them.
+        head_multiplier: of the classifier and the affinity head.
+        decoder_multiplier: of the decoder.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        lr: float = 6e-5,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 1500,
+        power: float = 1.0,
+        norm_multiplier: float = 0.0,
+        head_multiplier: float = 10.0,
+        decoder_multiplier: float = 10.0,
+    ):
+        if max_steps < 1:
+            raise UserError(
+                f"max_steps={max_steps}: the schedule needs a length; set trainer.max_steps=20000"
+            )
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.betas = (betas[0], betas[1])
+        self.multipliers = {
+            "encoder": 1.0,
+            "norm": norm_multiplier,
+            "head": head_multiplier,
+            "decoder": decoder_multiplier,
+        }
+        self.schedule = warmup_poly(warmup_steps, max_steps, power)
+
+    def __call__(self, kinds: Mapping[str, Iterable[nn.Parameter]]) -> tuple[AdamW, LambdaLR]:
+        """Return the optimiser and the scheduler, to be stepped once an optimiser step.
+
+        Args:
+            kinds: parameters by kind, named as the multipliers.
+        """
+        groups = [
+            {
+                "params": list(parameters),
+                "name": kind,
+                "lr": self.lr * self.multipliers[kind],
+                "weight_decay": 0.0 if kind == "norm" else self.weight_decay,
+            }
+            for kind, parameters in kinds.items()
+        ]
+        optimizer = AdamW(groups, lr=self.lr, betas=self.betas)
+        return optimizer, LambdaLR(optimizer, self.schedule)

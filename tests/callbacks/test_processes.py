@@ -1,0 +1,354 @@
+"""Several processes: they learn what one would, and none outlives another for long."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import nn
+
+from soak import _SERVER, SMALL, children, finish, launch
+from wsss_afa.callbacks import processes
+from wsss_afa.callbacks.faults import explain
+from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.afa.loss import AFALoss
+
+STEPS = 20
+EQUAL = [
+    "model.backbone.drop_path_rate=0.0",
+    "pseudo_label.start_step=5",
+    "pseudo_label.propagation_step=12",
+    f"trainer.max_steps={STEPS}",
+    "trainer.val_check_interval=100",
+    "trainer.limit_val_batches=0",
+    "callbacks.best.monitor=val/map_cls",
+]
+"""Labels from step 6 on, propagated from step 13; each process would leave out other things at random."""
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def as_rank(rank, port, before):
+    """What a launcher tells a process of two."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    before()
+
+
+def launch_two(folder, *overrides, before=print):
+    port = free_port()
+    return [
+        launch(folder, *overrides, "trainer.devices=2", before=partial(as_rank, rank, port, before))
+        for rank in range(2)
+    ]
+
+
+def wait_for(found, seconds=90):
+    start = time.monotonic()
+    while not found():
+        assert time.monotonic() - start < seconds
+        time.sleep(0.1)
+
+
+def log_of(folder):
+    return (folder / "log").read_text()
+
+
+# The same numbers
+
+
+def never(module, mode=True):
+    return nn.Module.train(module, False)
+
+
+def steady(folder, also=print):
+    """No statistics of a batch, no dropout; and a file of each process's losses."""
+    nn.BatchNorm2d.train = nn.Dropout2d.train = never
+    total, classification = AFALoss.total, AFALoss.classification
+
+    def written(self, terms):
+        loss = total(self, terms)
+        write(loss)
+        return loss
+
+    def written_alone(self, logits, class_label):
+        loss = classification(self, logits, class_label)
+        if not self.segmenting:
+            write(loss)
+        return loss
+
+    def write(loss):
+        with (folder / f"losses_{os.environ.get('LOCAL_RANK', '0')}").open("a") as file:
+            file.write(f"{loss.item():.9g}\n")
+
+    training_step = AFALightningModule.training_step
+
+    def noted(self, batch, batch_idx):
+        self.train()
+        self.loss.segmenting = self.labeler.needed(self.global_step)
+        return training_step(self, batch, batch_idx)
+
+    AFALoss.total, AFALoss.classification = written, written_alone
+    AFALightningModule.training_step = noted
+    also()
+
+
+def learnt(folder, *overrides, two=False, also=print):
+    """Losses by micro-batch (n,) averaged over processes, and weights, of a run."""
+    folder.mkdir()
+    start = launch_two if two else lambda *args, before: [launch(*args, before=before)]
+    for process in start(folder, *EQUAL, *overrides, before=partial(steady, folder, also)):
+        assert finish(process) == 0, log_of(folder)[-2000:]
+    files = sorted(folder.glob("losses_*"))
+    assert len(files) == 1 + two
+    values = torch.tensor([[float(line) for line in file.read_text().split()] for file in files])
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == int(overrides[0].split("=")[1]) if overrides else STEPS
+    return values.mean(0), content["state_dict"]
+
+
+def farthest(one, other):
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    two = learnt(root / "two", two=True)
+    return root, two
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_the_whole_batch(runs):
+    """Through all three phases."""
+    root, (two, weights) = runs
+    one, same = learnt(root / "one")
+    assert torch.allclose(two, one, atol=1e-5, rtol=0)
+    assert farthest(weights, same) < 1e-5
+
+
+@pytest.mark.slow
+def test_with_counts_of_their_own_they_learn_what_one_does_in_two_parts(runs):
+    """An accumulated part of a batch knows the pixels of no other."""
+    root, (shared, others) = runs
+    two, weights = learnt(root / "own", f"trainer.max_steps={STEPS}", "loss.shared_counts=false", two=True)
+    parts, same = learnt(root / "parts", f"trainer.max_steps={STEPS}", "trainer.accumulate_grad_batches=2")
+    assert len(parts) == 2 * STEPS
+    assert torch.allclose(two, parts.view(-1, 2).mean(1), atol=1e-5, rtol=0)
+    assert farthest(weights, same) < 1e-5
+    assert (two - shared).abs().max() > 1e-4
+    assert farthest(weights, others) > 1e-4
+
+
+def with_statistics():
+    """Take back the first half of what `steady` does."""
+    nn.BatchNorm2d.train = nn.Module.train
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="SyncBatchNorm takes two GPUs")
+def test_shared_batch_statistics_on_gpus(tmp_path):
+    """Two labelled steps, the second of which sees the statistics' gradient."""
+    steps = ["trainer.max_steps=3", "pseudo_label.start_step=0", "trainer.accelerator=gpu"]
+    one, weights = learnt(tmp_path / "one", *steps, also=with_statistics)
+    two, same = learnt(tmp_path / "two", *steps, two=True, also=with_statistics)
+    assert torch.allclose(two, one, atol=1e-4, rtol=0)
+    assert farthest(weights, same) < 1e-4
+
+
+# The end of all
+
+
+def stuck(rank, hook, step, act):
+    """Let one process do something at a step."""
+    method = getattr(AFALightningModule, hook)
+
+    def wrapped(self, *args):
+        if self.global_step == step and os.environ["LOCAL_RANK"] == str(rank):
+            act()
+        return method(self, *args)
+
+    setattr(AFALightningModule, hook, wrapped)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+LOST = (
+    r"error: another process is gone, stuck or slower than patience allows \(.+\): .* goes on from its newest"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_is_missed_at_once(rank, tmp_path):
+    both = launch_two(tmp_path, before=partial(stuck, rank, "training_step", 3, die))
+    both[rank].join(60)
+    killed, start = both[rank].exitcode, time.monotonic()
+    assert (killed, finish(both[1 - rank])) == (-signal.SIGKILL, 1)
+    assert time.monotonic() - start < 15
+    assert re.search(LOST, log_of(tmp_path))
+    assert "Traceback" not in log_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_is_not_waited_for_for_ever(tmp_path):
+    trap = partial(stuck, 1, "training_step", 3, partial(time.sleep, 600))
+    first, second = launch_two(tmp_path, "patience=8", before=trap)
+    assert finish(first) == 1
+    second.kill()
+    assert re.search(LOST, log_of(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_not_waited_for_for_ever(tmp_path):
+    trap = partial(as_rank, 0, free_port(), print)
+    assert finish(launch(tmp_path, "trainer.devices=2", "patience=3", before=trap)) == 1
+    assert re.search(LOST, log_of(tmp_path))
+
+
+def main_process(folder, act):
+    """A first process that waits for ever while one that it started does something."""
+    os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT), 2)
+    trainer = L.Trainer(strategy="ddp", devices=2, accelerator="cpu", logger=False, enable_progress_bar=False)
+    processes.guard(trainer, 5)
+    other = subprocess.Popen([sys.executable, "-c", act])
+    trainer.strategy.launcher.procs = [other]
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "line"),
+    [
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            137,
+            "error: process 1 was killed by SIGKILL, so the others end",
+        ),
+        ("import sys; sys.exit('error: no such image')", 1, "error: no such image"),
+    ],
+)
+def test_the_first_process_ends_with_one_that_it_started(act, code, line, tmp_path):
+    process = _SERVER.Process(target=main_process, args=(tmp_path, act))
+    process.start()
+    process.join(30)
+    assert process.exitcode == code
+    errors = [each for each in log_of(tmp_path).splitlines() if each.startswith("error:")]
+    assert len(errors) == 1
+    assert errors[0].startswith(line)
+
+
+def parent_process(folder, stopped):
+    """Start a process that waits for ever, and die."""
+    if (child := os.fork()) == 0:
+        as_rank(1, free_port(), print)
+        os.dup2(os.open(folder / "log", os.O_WRONLY | os.O_CREAT), 2)
+        os.environ[processes._MAIN] = str(os.getppid())
+        processes._GRACE = 0.5
+        trainer = L.Trainer(
+            strategy="ddp", devices=2, accelerator="cpu", logger=False, enable_progress_bar=False
+        )
+        trainer.state.status = TrainerStatus.FINISHED if stopped else TrainerStatus.RUNNING
+        processes.guard(trainer, 5)
+        (folder / "ready").touch()
+        time.sleep(3)
+        os._exit(0)
+    (folder / "pid").write_text(str(child))
+    while not (folder / "ready").exists():
+        time.sleep(0.05)
+    die()
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_the_first_process_started_ends_with_it_unless_its_work_is_done(stopped, tmp_path):
+    process = _SERVER.Process(target=parent_process, args=(tmp_path, stopped))
+    process.start()
+    assert finish(process) == -signal.SIGKILL
+    child = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not alive(child))
+    said = "error: the first process is gone, so the others end too; " in log_of(tmp_path)
+    assert said != stopped
+
+
+def test_one_process_is_left_alone():
+    before = dict(os.environ)
+    trainer = L.Trainer(devices=1, accelerator="cpu", logger=False, enable_progress_bar=False)
+    processes.guard(trainer, 5)
+    assert dict(os.environ) == before
+
+
+def test_what_counts_as_lost():
+    for words in (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error: Connection reset by peer",
+        "NCCL communicator was aborted on rank 1.",
+    ):
+        assert "another process is gone" in explain(RuntimeError(words), 8, 512, 1, 4)
+    assert "another process is gone" in explain(dist.DistStoreError("Timed out after 601 s"), 8, 512, 1, 4)
+    assert explain(RuntimeError("shapes cannot be multiplied"), 8, 512, 1, 4) is None
+
+
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_the_trainers_own_processes_end_together(tmp_path):
+    """The program as users start it, one of its two processes killed while both train."""
+    settings = ["trainer.devices=2", "trainer.max_steps=100000", "trainer.val_check_interval=100000"]
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "wsss_afa.train", *SMALL, *settings, f"hydra.run.dir={tmp_path}"]
+        first = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, env=ALONE)
+    wait_for(lambda: list(tmp_path.glob("checkpoints/step_*.ckpt")))
+    start = time.monotonic()
+    for child in children(first.pid):
+        os.kill(child, signal.SIGKILL)
+    assert first.wait(20) in (1, 137)
+    assert time.monotonic() - start < 10
+    assert re.search(f"process 1 was killed by SIGKILL|{LOST}", log_of(tmp_path))
+    assert "Traceback" not in log_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_nodes_train(tmp_path):
+    """Two launchers that meet at an address, a process each: one run, in one folder."""
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    train = ["-m", "wsss_afa.train", *SMALL, "trainer.num_nodes=2", "trainer.devices=1"]
+    train += ["trainer.max_steps=6", f"hydra.run.dir={tmp_path}"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, *torchrun, f"--node-rank={rank}", *train],
+            cwd=tmp_path,
+            env=ALONE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-2000:]
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+    assert '"processes": 2' in (tmp_path / "run.json").read_text()

@@ -1,0 +1,289 @@
+"""What programs say: the page of --help, a run's lines on a terminal and in a log, a missing package."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import tomllib
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+import lightning.fabric.loggers.tensorboard as board
+import pytest
+from hydra.utils import instantiate
+from rich.console import Console
+
+from quiet import QUIET
+from wsss_afa.cli import entry_point as cli
+from wsss_afa import train
+from wsss_afa.callbacks.progress import Progress
+from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.cli.help_page import help_page
+from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+PROGRAMS = sorted(target.partition(":")[0].rpartition(".")[2] for target in SCRIPTS.values())
+SMALL = [
+    "+experiment=synthetic",
+    "data.image_size=32",
+    "data.num_classes=3",
+    "data.val_images=2",
+    "data.batch_size=2",
+    "model.decoder_dim=16",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.log_every_n_steps=1",
+    "callbacks.pictures.num_images=0",
+]
+
+pytestmark = QUIET
+
+
+@pytest.fixture
+def run(run):
+    """What a program printed, or its line of error."""
+    return lambda *arguments: run(*arguments)[1]
+
+
+def labeler(stage="afa", **settings):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        cfg = hydra.compose("train", [f"pseudo_label={stage}"])
+    return instantiate(cfg.pseudo_label, **settings)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_says_purpose_examples_groups_and_settings(program, run):
+    page = run(import_module(f"wsss_afa.{program}"), "--help")
+    first, *rest = page.splitlines()
+    assert re.match(r"[A-Z][^#]{20,}[.:]", first)
+    examples = [line for line in rest if line.startswith(f"  python -m wsss_afa.{program} ")]
+    assert 3 <= len(examples) <= 7
+    assert max(map(len, page.splitlines())) <= 125
+    text = Path(CONFIG_DIR, f"{program}.yaml").read_text()
+    comments = re.findall(r"^(?!task)(\w+): *[^ #\n].*?# (.+)", text, re.MULTILINE)
+    assert comments
+    for name, comment in comments:
+        assert re.search(rf"^  {name}[=.]", page, re.MULTILINE)
+        assert comment in " ".join(page.split())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_examples_of_help_compose(program):
+    """Whatever a file or a folder is called, groups and settings of an example are those there are."""
+    for line in (line for line in help_page(program, []).splitlines() if f"wsss_afa.{program} " in line):
+        words = line.partition("#")[0].split()[3:]
+        sweep = "-m" in words
+        words = [re.sub(r"=(\S*[…'*]\S*)$", "=x", word) for word in words if word[0] != "-"]
+        words = [word.partition(",")[0] if sweep else word for word in words]
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+            hydra.compose(program, words)
+
+
+def test_help_shows_what_the_words_before_it_compose(run):
+    page = run(train, "+experiment=voc", "pseudo_label=none", "optim.lr=0.125", "-h")
+    assert re.search(r"^  data +coco folder streaming synthetic \[voc\]$", page, re.MULTILINE)
+    assert re.search(r"^  \+experiment +coco demo folder", page, re.MULTILINE)
+    assert re.search(r"^  optim\.lr=0\.125 +of the encoder$", page, re.MULTILINE)
+    assert re.search(r"^  pseudo_label\.low=0\.35 +β_l$", page, re.MULTILINE)  # said in afa.yaml
+    assert "_target_" not in page
+    assert run(train, "--help", "optim.lrr=1").startswith("error: optim.lrr is no setting of this run")
+
+
+def test_phases_are_those_that_the_labeler_goes_through():
+    made = labeler(start_step=3, propagation_step=6)
+    phases = plan(made, 10)
+    assert [str(phase) for phase in phases] == [
+        "classification 0–3",
+        "refined labels 4–6",
+        "propagated labels 7–9",
+    ]
+    assert [step for step in range(10) if made.needed(step)] == list(range(phases[1].first, 10))
+    assert [phase.name for phase in plan(made, 7)] == ["classification", "refined labels"]
+    assert [phase.name for phase in plan(labeler("par"), 9000)] == ["classification", "refined labels"]
+    assert [phase.name for phase in plan(labeler("none"), 9000)][1] == "thresholded activation maps"
+    late = plan(labeler(start_step=5, propagation_step=2), 10)
+    assert [str(phase) for phase in late] == ["classification 0–5", "propagated labels 6–9"]
+    assert [str(phase) for phase in plan(GivenLabels(), 5)] == ["given labels 0–4"]
+
+
+def test_a_step_with_labels_is_reckoned_by_its_passes():
+    assert plan(labeler(), 9000)[1].cost == 3.0  # 1, 0.25 and 2.25 of a crop, twice, less the known one
+    own = {"scales": [1.0], "mirror": False}
+    assert plan(labeler(cam=own), 9000)[1].cost == 1.0
+    assert plan(labeler(cam=own, reuse_training_pass=False), 9000)[1].cost == pytest.approx(4 / 3)
+
+
+def test_the_pace_is_measured_without_warm_up_and_validation():
+    pace = Pace([Phase("one", 0, 50, 1.0), Phase("two", 50, 100, 3.0)], now=0.0)
+    assert pace.remaining(0, validations=2) is None
+    now = 0.0
+    for step in range(30):
+        now += 10.0 if step < WARM_UP else 2.0
+        pace.count_step(step, now)
+    assert pace.step_seconds(0) == 2.0
+    assert pace.step_seconds(1) == 6.0  # reckoned
+    assert pace.remaining(30, validations=2) == 20 * 2.0 + 50 * 6.0
+    pace.begin_validation(now)
+    pace.end_validation(now + 7.0)
+    assert pace.remaining(30, validations=2) == 20 * 2.0 + 50 * 6.0 + 2 * 7.0
+    for step in range(30, 70):
+        pace.count_step(step, now + 7.0 + 2.0 * (step - 29))
+    assert pace.step_seconds(1) == 2.0  # measured
+    assert pace.remaining(70, validations=0) == 30 * 2.0
+    assert (pace.training, pace.validation) == (WARM_UP * 10.0 + 65 * 2.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (3540, "59 min"),
+        (3599, "1 h 0 min"),
+        (11400, "3 h 10 min"),
+        (200000, "2 d 8 h"),
+    ],
+)
+def test_durations_have_two_units(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Folder, and what a run and its continuation print where nobody watches."""
+    folder = tmp_path_factory.mktemp("log")
+    texts = []
+    for steps in (40, 44):
+        words = [*SMALL, "hydra.run.dir=run", f"trainer.max_steps={steps}", "trainer.val_check_interval=16"]
+        words += ["pseudo_label.start_step=28", "pseudo_label.propagation_step=33"]
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
+            patch.setattr(sys, "argv", ["train", *words])
+            patch.chdir(folder)
+            train.main()
+        texts.append(output.getvalue())
+    return folder, texts
+
+
+def test_a_log_has_plain_lines_and_no_bar(log):
+    _, texts = log
+    for text in texts:
+        assert not re.search(r"\x1b|\r|\x08|it/s", text)
+    steps = re.findall(
+        r"^step +(\d+) of 40 \(\d+ %\), phase (\d) of 3: loss [\d.]+; ", texts[0], re.MULTILINE
+    )
+    assert [step for step, _ in steps] == [str(step) for step in range(4, 44, 4)]
+    assert [phase for _, phase in steps] == ["1"] * 7 + ["2", "3", "3"]
+    assert (
+        len(re.findall(r"^validated step (16|32|40): CAM .* segmentation .* %$", texts[0], re.MULTILINE)) == 3
+    )
+    (pace,) = re.findall(r"^pace .*", texts[0], re.MULTILINE)
+    assert re.search(
+        r"s a step in phase 1 of 3 \(classification\): about .* if later steps cost 1\.3 times", pace
+    )
+
+
+def test_the_start_says_what_begins(log):
+    _, texts = log
+    opening = texts[0].partition("\nstep ")[0].splitlines()
+    assert len(opening) <= 20
+    assert opening[0] == "run       run, 40 steps"
+    assert re.fullmatch(
+        r"data      synthetic: 4000 training images with \d\.\d tags each, 2 validation images .* 3 classes",
+        opening[1],
+    )
+    assert "mix_transformer tiny, random weights: backbone 1.2 M" in opening[2]
+    assert "classification 0–28, refined labels 29–33, propagated labels 34–39" in opening[3]
+    assert "2 images a step, 1 process × 2" in opening[4]
+    assert "32-true" in opening[5]
+    assert "\nrun       run, 44 steps; at step 40, phase 3 of 3\n" in texts[1]
+
+
+def test_the_end_says_what_is_where_and_what_to_do(log):
+    folder, texts = log
+    assert "\ndone      40 steps in " in texts[0]
+    assert "\ndone      4 steps in " in texts[1]
+    end = texts[0].partition("\ndone ")[2].splitlines()
+    assert len(end) <= 20
+    assert any(
+        re.fullmatch(r"best      segmentation \d.* % at step \d+; last .* % at step 40", line) for line in end
+    )
+    for path in re.findall(r"(?:ckpt=|curves +|weights +|, )(run/\S+?)(?:,|\s|$)", "\n".join(end)):
+        assert (folder / path).is_file()
+    (words,) = (line.partition("wsss_afa.evaluate ")[2].split() for line in end if "evaluate" in line)
+    assert words[:2] == ["ckpt=run/checkpoints/best.ckpt", "data=synthetic"]
+    assert "data.num_classes=3" in words
+
+
+def test_a_terminal_has_a_bar(monkeypatch):
+    primary, secondary = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(secondary, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert Console().is_terminal
+        assert Progress().is_enabled
+        patch.setenv("TERM", "dumb")
+        assert Progress().is_disabled
+    os.close(primary)
+    assert Progress().is_disabled
+
+
+def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(board, "_TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr(board, "_TENSORBOARDX_AVAILABLE", False)
+    message = run(train, *SMALL, "logger=tensorboard", f"hydra.run.dir={tmp_path}")
+    assert message == (
+        "error: logger.tensorboard needs a package that is not installed: pip install 'wsss-afa[tensorboard]'"
+    )
+
+
+def test_a_missing_launcher_is_named_with_its_extra(run):
+    message = run(train, *SMALL, "hydra/launcher=joblib_of_another_day")
+    assert message.startswith("error: hydra/launcher=joblib_of_another_day needs a package")
+    assert message.endswith("pip install 'wsss-afa[sweep]'")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("wandb", "pip install wandb"),
+        ("optuna.samplers", "pip install 'wsss-afa[sweep]'"),
+        ("wsss_afa.x", None),
+    ],
+)
+def test_a_module_missing_while_building(name, line, monkeypatch):
+    def fail():
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(train, "make_nothing", fail, raising=False)
+    with pytest.raises(hydra.errors.InstantiationException) as caught:
+        instantiate({"_target_": "wsss_afa.train.make_nothing"})
+    message = cli._message(caught.value, "train")
+    assert message is None if line is None else message.endswith(f"not installed: {line}")
+
+
+def test_every_extra_that_an_error_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for package, extra in cli._EXTRAS.items():
+        assert any(package in line for line in extras[extra])
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_the_same_total_batch_and_warn_of_nothing(tmp_path):
+    command = [sys.executable, "-m", "wsss_afa.train", *SMALL, "trainer.devices=2", "trainer.max_steps=6"]
+    command += ["pseudo_label.start_step=1", "pseudo_label.propagation_step=3", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("2 images a step, 2 processes × 1;") == 1
+    assert done.stdout.count("\ndone ") == 1
+    assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 6

@@ -18,14 +18,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.images import shrink
 from wsss_afa.data.inspection import Finding, Look, Split, choose, describe, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
@@ -83,11 +82,11 @@ def draw_sheet(
                 image = paint_label(image, sample["mask"], alpha=0.6)
             names = [split.class_names[tag] for tag in np.flatnonzero(split.tags[index])]
             tags = textwrap.shorten(f"{split.name}: {', '.join(names) or 'no tag'}", 56, placeholder=" …")
-            pictures.append((textwrap.fill(tags, 28), _thumbnail(image)))
+            pictures.append((textwrap.fill(tags, 28), shrink(image, _THUMBNAIL)))
     return pictures
 
 
-@entry_point("inspect_data")
+@entry_point("inspect")
 def main(cfg: DictConfig) -> float:
     """Look through the data and return the number of warnings.
 
@@ -98,10 +97,10 @@ def main(cfg: DictConfig) -> float:
         if cfg[key] is not None and cfg[key] < 0:
             raise UserError(f"{key}={cfg[key]}, need 0 or more: change it")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     sets, findings = open_sets(cfg)
     for line in dict.fromkeys(_summary(images) for images in sets.values()):
-        _say(console, f"data      {line}")
+        console.print(f"data      {line}")
     workers = (os.cpu_count() or 1) if cfg.workers is None else cfg.workers
     splits = [open_images(name, images, workers, console) for name, images in sets.items()]
     findings += find_problems(splits)
@@ -111,8 +110,8 @@ def main(cfg: DictConfig) -> float:
     pictures = draw_sheet(sets, splits, cfg.pictures)
     if pictures:
         save_figure(contact_sheet(pictures), folder / "contact_sheet.png")
-        _say(console, f"pictures  {folder / 'contact_sheet.png'}")
-    _say(console, f"report    {folder / 'report.json'}")
+        console.print(f"pictures  {folder / 'contact_sheet.png'}")
+    console.print(f"report    {folder / 'report.json'}")
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
         raise UserError(f"the data has errors ({errors}): mend what is listed above and in report.json")
@@ -145,7 +144,7 @@ def print_counts(splits: list[Split], console: Console) -> None:
     counts = [report["classes"] for report in reports.values()]
     names = sorted(counts[0], key=lambda name: -sum(own[name] for own in counts))
     for name in names[:MAX_ROWS]:
-        table.add_row(escape(name), *(str(own[name]) for own in counts))
+        table.add_row(name, *(str(own[name]) for own in counts))
     if len(names) > MAX_ROWS:
         table.add_row(f"… {len(names) - MAX_ROWS} more", *("" for _ in counts))
     table.add_section()
@@ -155,7 +154,7 @@ def print_counts(splits: list[Split], console: Console) -> None:
         "tags an image": "tags_per_image",
     }.items():
         table.add_row(label, *(str(report[key]) for report in reports.values()))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for name, report in reports.items():
         _print_split(name, report, console)
 
@@ -175,7 +174,7 @@ def _print_split(name: str, report: dict[str, Any], console: Console) -> None:
     }
     for label, text in lines.items():
         if text:
-            _say(console, f"{name:<6}{label:<11} {text}")
+            console.print(f"{name:<6}{label:<11} {text}")
 
 
 def print_findings(findings: list[Finding], listed: int, console: Console) -> None:
@@ -183,16 +182,11 @@ def print_findings(findings: list[Finding], listed: int, console: Console) -> No
     for level, kind in dict.fromkeys((finding.level, finding.kind) for finding in findings):
         own = [finding.message for finding in findings if (finding.level, finding.kind) == (level, kind)]
         for message in own[:listed]:
-            _say(console, f"{level:<9} {message}")
+            console.print(f"{level:<9} {message}")
         if len(own) > listed:
-            _say(console, f"{level:<9} … {len(own) - listed} more of this kind in report.json")
+            console.print(f"{level:<9} … {len(own) - listed} more of this kind in report.json")
     if not findings:
         console.print("nothing to mend")
-
-
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is, however long and whatever is in it."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _summary(images: SampleSet) -> str:
@@ -208,12 +202,6 @@ def _layout(error: UserError) -> list[Finding]:
 def _untagged(split: Split) -> list[str]:
     looks: list[Look] = [split.looks[index] for index in np.flatnonzero(~split.tags.any(1))]
     return [each.place for each in looks]
-
-
-def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    small = Image.fromarray(image)
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return np.asarray(small)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 
+COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
+"""What is scored, in the order of tables."""
 _SATURATED = 0.02
 """Affinity this near to 0 or 1 has next to no gradient."""
 

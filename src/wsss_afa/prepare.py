@@ -8,25 +8,29 @@ appears at once; every split is opened and counted, and masks are read. What was
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
+from torch.utils.data import DataLoader, Dataset
 
 from wsss_afa import __version__
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.archive import unpack
+from wsss_afa.data.coco import read_category_ids
 from wsss_afa.data.download import Source, download, require_space, verify
-from wsss_afa.data.folder.survey import Split, count_images, count_split, read_all, read_category_ids
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.shard import pack
 
 MANIFEST = "manifest.json"
 """In the root: the archives with their hashes, and the counts of what they hold."""
+_BATCH = 16
+"""Samples that are read between two steps of a progress bar."""
 
 
 def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
@@ -45,7 +49,7 @@ def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
         raise UserError(f"{path} is no manifest ({error!r}): delete it and run again") from error
     if made != dataset:
         raise UserError(f"root={root} holds {made}, need a folder for {dataset}: set root to another")
-    found = count_images(root)
+    found = _count_images(root)
     if found != images:
         raise UserError(
             f"root={root} has {found} images, its {MANIFEST} says {images}: delete the folder and run again"
@@ -61,38 +65,29 @@ def list_sources(cfg: DictConfig) -> list[Source]:
     return [source._replace(url=f"{cfg.base_url.rstrip('/')}/{source.name}") for source in official]
 
 
-def fetch(cfg: DictConfig, sources: list[Source], folder: Path) -> dict[str, str]:
+def fetch(cfg: DictConfig, sources: list[Source], folder: Path) -> None:
     """Download what the folder lacks, and check all of it.
-
-    Returns:
-        The checksum of each archive, by its name.
 
     Raises:
         UserError: A download fails, or the disk holds neither the archives nor, then, what is in them.
     """
     left = sum(_bytes_left(source, folder / source.name) for source in sources)
-    require_space(folder, left + sum(source.size or 0 for source in sources))
+    require_space(folder, left + sum(source.size for source in sources))
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        bars = {source: bar.add_task(source.name, total=source.size) for source in sources}
-
-        def fetch_one(source: Source) -> str:
-            def tell(done: int, total: int | None) -> None:
-                bar.update(bars[source], completed=done, total=total)
-
-            path = folder / source.name
-            checksum = download(source, path, cfg.attempts, cfg.wait, cfg.timeout, tell)
-            tell(path.stat().st_size, path.stat().st_size)
-            return checksum
-
-        return {source.name: fetch_one(source) for source in sources}
+        tasks = [bar.add_task(source.name, total=source.size) for source in sources]
+        for source, task in zip(sources, tasks, strict=True):
+            tell = partial(_tell, bar, task)
+            download(source, folder / source.name, cfg.attempts, cfg.wait, cfg.timeout, tell)
+            tell(source.size)
 
 
-def find(sources: list[Source], folder: Path) -> dict[str, str]:
+def _tell(bar: Progress, task: TaskID, done: int) -> None:
+    bar.update(task, completed=done)
+
+
+def find(sources: list[Source], folder: Path) -> None:
     """Check archives that are there already; nothing is downloaded.
-
-    Returns:
-        The checksum of each archive, by its name.
 
     Raises:
         UserError: One is missing or another file.
@@ -103,33 +98,47 @@ def find(sources: list[Source], folder: Path) -> dict[str, str]:
             f"archives={folder} lacks {', '.join(source.name for source in absent)}: copy it from "
             f"{absent[0].url}, or leave archives out to download"
         )
-    return {source.name: verify(folder / source.name, source) for source in sources}
+    for source in sources:
+        verify(folder / source.name, source)
 
 
-def survey(cfg: DictConfig, root: Path) -> dict[str, Split]:
+def survey(cfg: DictConfig, root: Path) -> dict[str, dict[str, Any]]:
     """Open and count every split, and read those with masks.
+
+    Returns:
+        By split, the number of images and of masks, and the images of each class.
 
     Raises:
         UserError: A file is missing or broken, or there are more or fewer images than there should be.
     """
-    _require_count(root, "images", count_images(root), cfg.dataset.images)
+    _require_count(root, "images", _count_images(root), cfg.dataset.images)
     found = {}
-    with Progress() as bar:
-        for split, images in cfg.dataset.splits.items():
-            with_mask = split in cfg.dataset.masks
-            task = bar.add_task(f"{split}, with masks" if with_mask else split, total=images)
-            samples = instantiate(cfg.dataset.reader, root=str(root), split=split, with_mask=with_mask)
-            _require_count(root, f"images in {split}", len(samples), images)
-            masks = read_all(samples, cfg.num_workers, _teller(bar, task)) if with_mask else 0
-            bar.update(task, completed=images)
-            found[split] = count_split(samples, masks)
+    for split, images in cfg.dataset.splits.items():
+        with_mask = split in cfg.dataset.masks
+        samples = instantiate(cfg.dataset.reader, root=str(root), split=split, with_mask=with_mask)
+        _require_count(root, f"images in {split}", len(samples), images)
+        if with_mask:
+            _read_all(samples, cfg.num_workers, f"{split}, with masks")
+        tags = dict(zip(samples.class_names, samples.labels.sum(0).tolist(), strict=True))
+        found[split] = {"images": images, "masks": images if with_mask else 0, "tags": tags}
     return found
 
 
-def make_manifest(
-    cfg: DictConfig, root: Path, archives: dict[str, dict[str, Any]], splits: dict[str, Split]
-) -> dict[str, Any]:
+def _count_images(root: Path) -> int:
+    """Photographs below a folder, those without annotations included."""
+    return sum(name.endswith(".jpg") for _, _, names in os.walk(root) for name in names)
+
+
+def _read_all(samples: Dataset[Any], num_workers: int, description: str) -> None:
+    """Read every sample, which proves each image and mask and draws the masks that are drawn."""
+    workers = min(num_workers, os.cpu_count() or 1)
+    for _ in track(DataLoader(samples, _BATCH, num_workers=workers, collate_fn=len), description):
+        pass  # a worker hands over the number of samples alone
+
+
+def make_manifest(cfg: DictConfig, root: Path, sources: list[Source]) -> dict[str, Any]:
     """What ``manifest.json`` says; of COCO's classes, the category ids as well."""
+    splits = survey(cfg, root)
     names = list(next(iter(splits.values()))["tags"])
     ids = read_category_ids(root / cfg.dataset.categories) if cfg.dataset.categories else {}
     classes = [
@@ -139,7 +148,10 @@ def make_manifest(
     return {
         "dataset": cfg.dataset.name,
         "library": f"wsss-afa {__version__}",
-        "archives": archives,
+        "archives": {
+            source.name: {"url": source.url, "bytes": source.size, "checksum": source.checksum}
+            for source in sources
+        },
         "images": cfg.dataset.images,
         "splits": splits,
         "classes": classes,
@@ -164,24 +176,17 @@ def make(cfg: DictConfig, root: Path) -> dict[str, Any]:
     """Fetch, unpack, survey and record; return the manifest."""
     sources, folder = list_sources(cfg), root.with_name(f"{root.name}_archives")
     if cfg.archives is None:
-        checksums = fetch(cfg, sources, folder)
+        fetch(cfg, sources, folder)
     else:
         folder = Path(cfg.archives).expanduser()
-        checksums = find(sources, folder)
-    paths = [folder / source.name for source in sources]
+        find(sources, folder)
     with Progress() as bar:
-        unpack(
-            paths,
-            root,
-            cfg.dataset.folder,
-            lambda path, count: _teller(bar, bar.add_task(path.name, total=count)),
-        )
-    archives = {
-        path.name: {"url": source.url, "bytes": path.stat().st_size, "checksum": checksums[path.name]}
-        for path, source in zip(paths, sources, strict=True)
-    }
-    manifest = make_manifest(cfg, root, archives, survey(cfg, root))
-    _write(root / MANIFEST, manifest)
+        unpack([folder / source.name for source in sources], root, cfg.dataset.folder, bar.track)
+    manifest, path = make_manifest(cfg, root, sources), root / MANIFEST
+    try:
+        write_whole(path, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): free the disk or choose another") from error
     report(cfg, root, manifest)
     if cfg.archives is None:
         print(f"archives   {folder}; they are needed no more")
@@ -214,23 +219,12 @@ def main(cfg: DictConfig) -> float:
 
 def _bytes_left(source: Source, path: Path) -> int:
     there = next((p.stat().st_size for p in (path, path.with_name(f"{path.name}.partial")) if p.exists()), 0)
-    return max((source.size or 0) - there, 0)
-
-
-def _teller(bar: Progress, task: Any) -> Callable[[int], None]:
-    return lambda done: bar.update(task, completed=done)
+    return max(source.size - there, 0)
 
 
 def _require_count(root: Path, what: str, found: int, wanted: int) -> None:
     if found != wanted:
         raise UserError(f"{root} has {found} {what}, need {wanted}: delete the folder and run again")
-
-
-def _write(path: Path, manifest: dict[str, Any]) -> None:
-    try:
-        write_whole(path, json.dumps(manifest, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): free the disk or choose another") from error
 
 
 if __name__ == "__main__":

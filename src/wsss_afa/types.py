@@ -154,3 +154,16 @@ class Backbone(Protocol):
     """Of the image's normalisation, RGB, 0…255."""
     any_size: bool
     """Whether it can be traced for images of any size."""
+
+
+class FeatureBackbone(Backbone, Protocol):
+    """A backbone that yields feature maps, queries and keys: `BackboneOutput`."""
+
+    channels: Sequence[int]
+    """Of the feature maps, finest first."""
+    num_affinity_maps: int
+    """Attention heads whose queries and keys are handed on, M."""
+
+    def __call__(self, image: Tensor) -> BackboneOutput:
+        """Encode a normalised image (B, 3, H, W)."""
+        ...

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -29,6 +30,12 @@ _LINE = 0.25
 """Height of a line of text in inches."""
 _ENTRY = 1.25
 """Width of an entry of a legend in inches."""
+_MAX_NAME = 24
+"""Characters of a class's name beside a confusion matrix."""
+_MAX_NUMBERED = 25
+"""Classes up to which the cells of a confusion matrix carry numbers."""
+_DARK = 0.35
+"""Share above which a cell's shade takes white numbers."""
 
 
 class Scene(NamedTuple):
@@ -55,12 +62,8 @@ class Panel(NamedTuple):
 
 def voc_palette(count: int = 256) -> NDArray[np.uint8]:
     """Colours of PASCAL VOC's label images, (count, 3) RGB: an index's bits dealt out to three channels."""
-    index = np.arange(count)
-    palette = np.zeros((count, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return palette
+    places = np.arange(24).reshape(8, 3)  # an index's bit 3k + c is bit 7 - k of channel c
+    return np.packbits(np.arange(count)[:, None, None] >> places & 1, axis=1)[:, 0]
 
 
 def paint_label(
@@ -109,7 +112,7 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figu
 
     Args:
         confusion: (K, K) pixels, true classes in rows; a row without any stays grey.
-        names: K, background included.
+        names: K, background included. Long ones are cut; up to 25 classes, cells carry percents.
     """
     with np.errstate(invalid="ignore"):
         share = confusion / confusion.sum(1, keepdims=True)
@@ -117,14 +120,46 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figu
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor("lightgrey")
-    shown = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    size = max(4.0, min(9.0, 400 / len(names)))
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size, parse_math=False)
-    axis.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+    shown = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")
+    size = max(4.0, min(9.0, 550 / len(names)))
+    short = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
+    axis.set_xticks(range(len(names)), short, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(range(len(names)), short, fontsize=size, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     figure.colorbar(shown, ax=axis, shrink=0.7, label="share of the true class's pixels")
+    for row, column in np.argwhere(share >= 0.005) if len(names) <= _MAX_NUMBERED else ():
+        colour = "white" if share[row, column] > _DARK else "black"
+        text = f"{100 * share[row, column]:.0f}"
+        axis.text(column, row, text, fontsize=7, ha="center", va="center", color=colour)
     return figure
+
+
+def curve_figure(curves: Mapping[str, Sequence[tuple[int, float]]], colours: Mapping[str, str]) -> Figure:
+    """Draw percentages over steps.
+
+    Args:
+        curves: step and percent by title.
+        colours: by title; others are black.
+    """
+    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for title, points in curves.items():
+        axes.plot(*zip(*points, strict=True), "o-", color=colours.get(title, "black"), markersize=4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("mIoU (%)")
+    axes.grid(axis="y", alpha=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def to_svg(figure: Figure) -> bytes:
+    """A figure as an SVG file without a date, in which letters stay text, whatever their script."""
+    buffer = io.BytesIO()
+    with _missing_glyphs(), rc_context({"svg.fonttype": "none", "svg.hashsalt": "wsss_afa"}):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return buffer.getvalue()
 
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.archive import list_entries
+from wsss_afa.data.archive import list_files
 from wsss_afa.data.images import open_image, read_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
 from wsss_afa.errors import UserError
@@ -143,7 +143,7 @@ def _open_folder(path: Path, inside: PurePosixPath) -> Iterator[tuple[PurePosixP
 
 def _open_archive(path: Path) -> Iterator[tuple[PurePosixPath, BinaryIO]]:
     """Files by their place, once all of them have been found harmless."""
-    list_entries(path)
+    list_files(path)
     try:
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:
@@ -172,7 +172,7 @@ def predict_all(cfg: DictConfig, images: VOC, inside: PurePosixPath, console: Co
         pack(out / inside, inside, out / ARCHIVE)
     except OSError as error:
         raise UserError(f"out={out} cannot be written ({error}): set out to another folder") from error
-    _say(console, f"written   {out / ARCHIVE}")
+    console.print(f"written   {out / ARCHIVE}")
     return out / ARCHIVE
 
 
@@ -183,24 +183,20 @@ def main(cfg: DictConfig) -> float:
     Raises:
         UserError: They have problems; these are printed before.
     """
-    inside, console = results_folder(cfg.competition, cfg.split), Console()
+    inside, console = (
+        results_folder(cfg.competition, cfg.split),
+        Console(soft_wrap=True, highlight=False, markup=False, emoji=False),
+    )
     images = VOC(cfg.data.root, cfg.split)
     path = predict_all(cfg, images, inside, console) if cfg.check is None else Path(cfg.check).expanduser()
     problems = check(path, inside, images, console)
     for problem in problems:
-        _say(console, f"problem   {problem}")
+        console.print(f"problem   {problem}")
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise UserError(f"{path} has {count}: mend what is listed above")
-    console.print(
-        f"checked   {path}: {len(images)} results, nothing to mend", soft_wrap=True, highlight=False
-    )
+    console.print(f"checked   {path}: {len(images)} results, nothing to mend")
     return float(len(images))
-
-
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is, however long and whatever is in it."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from wsss_afa.data import archive as module
-from wsss_afa.data.archive import list_entries, unpack
+from wsss_afa.data.archive import list_files, unpack
 from wsss_afa.errors import UserError
 
 FILES = {"data/a.txt": b"one", "data/deep/b.txt": b"two" * 1000, "data/empty": b""}
@@ -47,9 +47,14 @@ def test_everything_arrives(kind, tmp_path):
     path = tmp_path / f"x.{kind}"
     make_zip(path) if kind == "zip" else make_tar(path, mode=mode[kind])
     told = []
-    assert unpack([path], tmp_path / "out", "data", lambda archive, count: told.append)
+
+    def track(members, description):
+        told.extend([description, len(members)])
+        return members
+
+    assert unpack([path], tmp_path / "out", "data", track)
     assert contents(tmp_path / "out") == {k.removeprefix("data/"): v for k, v in FILES.items()}
-    assert told == [1, 2, 3]
+    assert told == [path.name, 3]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["out", path.name])
 
 
@@ -149,7 +154,7 @@ def test_a_zip_under_a_password(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(content)
-    assert_refused(path, "under a password", tmp_path)
+    assert_refused(path, "password", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
@@ -158,7 +163,7 @@ def test_bombs_do_not_go_off(kind, tmp_path):
     files = {f"{i}": bytes(2**23) for i in range(4)}  # 32 MB of zeros
     make_zip(path, files) if kind == "zip" else make_tar(path, files, "w:gz")
     assert path.stat().st_size < 50_000
-    assert_refused(path, "unpacks to more than", tmp_path)
+    assert_refused(path, "has more than .* MB", tmp_path)
 
 
 def test_a_bomb_of_names_does_not_go_off(tmp_path, monkeypatch):
@@ -211,10 +216,10 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", fail)
-    assert_refused(make_tar(tmp_path / "x.tar"), "out cannot be written .*No space left", tmp_path)
+    assert_refused(make_zip(tmp_path / "x.zip"), "out cannot be written .*No space left", tmp_path)
 
 
-def test_entries_are_listed_with_their_sizes(tmp_path):
+def test_files_are_listed_with_their_sizes(tmp_path):
     for path in (make_tar(tmp_path / "x.tar"), make_zip(tmp_path / "x.zip")):
-        listed = {entry.path.as_posix(): entry.size for entry in list_entries(path)}
+        listed = {str(file): size for file, size in list_files(path).items()}
         assert listed == {name: len(content) for name, content in FILES.items()}

@@ -100,8 +100,8 @@ SPELLINGS = {
 def named(content):
     """Tags by photo, in names."""
     return {
-        Path(file).stem: [content.class_names[c] for c in own]
-        for file, own in zip(content.files, content.tags, strict=True)
+        Path(file).stem: [content.class_names[c] for c in np.flatnonzero(own)]
+        for file, own in zip(content.files, content.labels, strict=True)
     }
 
 
@@ -150,7 +150,7 @@ def test_folders_are_classes(tmp_path, layout):
     (tmp_path / "cat.txt").write_text("notes are no photos")
     content = read_folder(tmp_path)
     assert (content.class_names, len(content.files)) == (("cat", "dog"), 4)
-    assert sorted(map(len, content.tags)) == [0, 1, 1, 1]
+    assert sorted(content.labels.sum(1)) == [0, 1, 1, 1]
     assert "a sub-folder per class" in content.summary
     assert all(TaggedFolder(content, split)[0]["image"].shape == (12, 16, 3) for split in ("train", "val"))
     if "splits" in layout:
@@ -194,7 +194,7 @@ def test_one_class_and_thousands(tmp_path):
     content = read_folder(tmp_path, labels="labels.json")
     assert len(content.class_names) == 2001
     assert named(content) == many
-    assert not content.labels()[:, 254].any()  # its label would be 255, which is ignored
+    assert not content.labels[:, 254].any()  # its label would be 255, which is ignored
     assert "2000 classes" in content.summary
 
 

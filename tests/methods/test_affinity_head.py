@@ -8,13 +8,13 @@ import torch
 from matplotlib.colors import same_color
 from sklearn.metrics import log_loss
 from torch.autograd import gradcheck
+from wsss_afa.methods.afa.loss import AFALoss
+from wsss_afa.reports.sweep_curves import draw_curves
 
 from wsss_afa.errors import UserError
 from wsss_afa.losses.affinity import affinity_cross_entropy, affinity_loss
-from wsss_afa.methods.afa.loss import AFALoss
 from wsss_afa.methods.afa.network import AffinityHead
 from wsss_afa.metrics import describe_labels
-from wsss_afa.reports.sweep_curves import draw_curves, read_curves
 from wsss_afa.types import Activation, AFAOutput, AffinityTokens, PseudoLabels
 
 
@@ -65,9 +65,9 @@ def folders(tmp_path):
 
 
 def test_curves_are_read_by_steps_counted_from_one(folders):
-    curves = read_curves(folders[1])
-    assert curves["train/loss"] == {50: 1.0, 100: 0.3}
-    assert curves["val/miou_seg"] == {100: 0.6}
+    log = read_log(folders[1] / "metrics.csv")
+    assert dict(log["train/loss"]) == {50: 1.0, 100: 0.3}
+    assert dict(log["val/miou_seg"]) == {100: 0.6}
 
 
 def test_a_line_is_the_mean_over_runs_and_a_band_their_deviation(folders):
@@ -89,7 +89,7 @@ def test_mistakes_say_what_there_is(folders, tmp_path):
     ):
         draw_curves({"both": folders}, ["train/nothing"])
     with pytest.raises(UserError, match=r"metrics.csv is missing.*logger=csv"):
-        read_curves(tmp_path)
+        draw_curves({"both": [tmp_path]}, ["train/loss"])
 
 
 # Cross-entropy in place of the linear loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from wsss_afa.callbacks.report import Shortlist, choose
 from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import RECIPE_KEY, Recipe, build
 from wsss_afa.metrics import count_pairs
-from wsss_afa.reports.charts import draw_curves, draw_heat_map, shade
 from wsss_afa.reports.evaluation import (
     Evaluation,
     Shot,
@@ -35,7 +36,7 @@ from wsss_afa.reports.evaluation import (
     top_confusions,
 )
 from wsss_afa.types import MEAN, STD
-from wsss_afa.visualize import Panel
+from wsss_afa.visualize import Panel, confusion_figure, curve_figure, to_svg
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),
@@ -142,28 +143,38 @@ def test_csv_has_names_and_exact_counts():
     assert [[int(value) for value in row[1:]] for row in rows] == confusion.tolist()
 
 
+def charts(page):
+    """The texts of the SVG files in a page."""
+    files = [
+        base64.b64decode(uri.split(",")[1]) for uri in page.addresses if uri.startswith("data:image/svg")
+    ]
+    return ["".join(ElementTree.fromstring(file).itertext()) for file in files]  # noqa: S314 - ours
+
+
 def test_heat_map_shows_shares_of_the_true_class():
     confusion = np.array([[90, 10, 0], [30, 70, 0], [0, 0, 0]])
-    parts = draw_heat_map(confusion, ["background", "cat", "dog"])
-    numbers = {(cell["row"], cell["column"]): cell["text"] for cell in parts["numbers"]}
+    (axis, _) = confusion_figure(confusion, ["background", "cat", "dog"]).axes
+    numbers = {text.get_position()[::-1]: text.get_text() for text in axis.texts}
     assert numbers == {(0, 0): "90", (0, 1): "10", (1, 0): "30", (1, 1): "70"}
-    colours = shade(np.array([0.0, 0.1, 0.9, math.nan])).sum(-1).tolist()
-    assert colours[0] > colours[1] > colours[2]
-    assert colours[0] == 3 * 255
+    assert [text.get_color() for text in axis.texts] == ["white", "black", "black", "white"]
 
 
-def test_many_classes_get_small_cells_without_numbers():
-    parts = draw_heat_map(random_confusion(81).numpy(), [str(i) for i in range(81)])
-    assert parts["side"] == 81 * parts["cell"] < 800
-    assert parts["numbers"] == []
+def test_many_classes_have_no_numbers_and_long_names_are_cut():
+    (axis, _) = confusion_figure(random_confusion(81).numpy(), [str(i) * 30 for i in range(81)]).axes
+    assert not axis.texts
+    assert axis.get_yticklabels()[7].get_text() == "7" * 23 + "…"
 
 
 def test_curves_lie_where_the_scores_are():
-    parts = draw_curves({"CAM": [(0, 0.0), (100, 50.0)], "segmentation": [(100, 100.0)]}, {})
-    assert [parts["curves"][0]["points"][i][:2] for i in (0, 1)] == [(0, 220), (640, 110)]
-    assert parts["curves"][1]["points"][0][:2] == (640, 0)
-    assert draw_curves({}, {}) is None
-    assert draw_curves({"CAM": [(7, 33.0)]}, {})["curves"][0]["best"] == (7, 33.0)
+    curves = {"CAM": [(0, 0.0), (100, 50.0)], "segmentation": [(100, 100.0)]}
+    cam, segmentation = curve_figure(curves, {"CAM": "#ff0000"}).axes[0].get_lines()
+    assert cam.get_xydata().tolist() == [[0, 0], [100, 50]]
+    assert (cam.get_color(), segmentation.get_color()) == ("#ff0000", "black")
+
+
+def test_equal_charts_are_equal_files():
+    first, second = (to_svg(curve_figure({"CAM": [(1, 2.0), (3, 4.0)]}, {})) for _ in range(2))
+    assert first == second
 
 
 def test_history_reads_validations_and_nothing_else(tmp_path):
@@ -225,6 +236,8 @@ def test_names_are_text_and_nothing_more():
     assert "script" not in page.tags
     assert {row[0] for row in page.tables["class-table"][1:]} == {"background", *NASTY}
     assert "photo <script>alert(1)</script>" in page.text
+    heat_map, _ = charts(page)
+    assert all(name[:23] in heat_map for name in NASTY)
     assert "runs/<best>.ckpt" in page.text
 
 
@@ -324,7 +337,7 @@ def test_an_evaluation_leaves_a_report_with_its_numbers(run_folder, tmp_path, mo
     for text in (record["protocol"], record["checkpoint"], "43.2", "at step 200"):
         assert text in page.text
     assert source.count('<section class="shot">') == 4
-    assert source.count("<img") == 4 * 7
+    assert source.count("<img") == 4 * 7 + 2
     assert len(source) < 1_000_000
     for key in titles.values():
         with (tmp_path / f"confusion_{key}.csv").open(newline="") as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+import pandas as pd
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,8 +24,9 @@ from quiet import QUIET
 from small_run import SMALL_RUN
 from wsss_afa import evaluate, sweep_report, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.reports.sweep_runs import find_runs
-from wsss_afa.sweep_report import FILE, make_rows, p_value, paired_difference, summarise, write_markdown
+from wsss_afa.reports.sweep import find_runs
+from wsss_afa.reports.table import make_rows, paired_difference, tabulate, write_markdown
+from wsss_afa.sweep_report import FILE
 
 SMALL = [*SMALL_RUN, "trainer.max_steps=3", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"]
 GRIDS = {
@@ -79,20 +81,15 @@ def jobs_of(sweep, tmp_path):
     return find_runs([tmp_path]).missing
 
 
-def test_mean_and_deviation_over_seeds():
-    assert str(summarise({0: 60.0, 2: 62.0, 1: 64.0})) == "62.0 ± 2.0"
-    assert str(summarise({3: 50.0})) == "50.0"
-    assert str(summarise({})) == "–"
-
-
 def test_differences_are_paired_over_common_seeds():
     """Of the same numbers scipy's paired t-test has mean / standard error."""
     rng = np.random.default_rng(0)
-    values, first = (dict(enumerate(rng.normal(60, 3, 5))) for _ in range(2))
-    difference = paired_difference(values | {9: 0.0}, first | {8: 1000.0})
-    assert difference.seeds == (0, 1, 2, 3, 4)
-    expected = ttest_rel(list(values.values()), list(first.values())).statistic
-    np.testing.assert_allclose(difference.mean / difference.spread, expected, rtol=1e-9)
+    values, first = rng.normal(60, 3, (2, 5))
+    difference = paired_difference(pd.Series([*values, 0.0]), pd.Series([*first, np.nan, 1000.0]))
+    assert difference.seeds == [0, 1, 2, 3, 4]
+    expected = ttest_rel(values, first)
+    assert difference.mean / difference.error == pytest.approx(expected.statistic, rel=1e-9)
+    assert difference.p == pytest.approx(expected.pvalue, rel=1e-9)
 
 
 def test_the_table_counts_seeds_and_names_what_is_missing(run, tmp_path):
@@ -118,12 +115,11 @@ def test_the_table_counts_seeds_and_names_what_is_missing(run, tmp_path):
     assert len(message.splitlines()) == 1
 
 
-def test_significance_is_that_of_the_paired_test():
-    row, first = {0: 51.0, 1: 54.0, 2: 50.5, 7: 0.0}, {2: 50.0, 1: 49.0, 0: 48.5}
-    expected = ttest_rel([51.0, 54.0, 50.5], [48.5, 49.0, 50.0]).pvalue
-    assert p_value(paired_difference(row, first)) == pytest.approx(expected)
-    assert math.isnan(p_value(paired_difference(row, {0: 1.0})))
-    assert math.isnan(p_value(paired_difference(row, row)))
+def test_seeds_without_a_difference_have_no_significance():
+    row = pd.Series({0: 51.0, 1: 54.0, 2: 50.5, 7: 0.0})
+    assert math.isnan(paired_difference(row, row).p)
+    assert math.isnan(paired_difference(row, pd.Series({0: 1.0})).p)
+    assert paired_difference(row, pd.Series({5: 1.0})).seeds == []
 
 
 def test_a_complete_sweep_passes_strictly_and_writes_csv_and_plot(run, tmp_path):
@@ -164,7 +160,7 @@ def test_of_equal_runs_the_later_counts_and_both_are_named(tmp_path):
     for name, seg in (("9", 50.0), ("10", 60.0)):
         leave_run(tmp_path / name, "seed=0", seg=seg)
     rows, problems = make_rows(find_runs([tmp_path]))
-    assert [row.values("last", "seg") for row in rows] == [{0: 60.0}]
+    assert dict(tabulate(rows)["last", "seg"]) == {("unchanged", 0): 60.0}
     assert problems == [f"{tmp_path}/9: has setting and seed of {tmp_path}/10, which counts"]
 
 
@@ -173,21 +169,30 @@ def test_where_data_lie_and_devices_make_no_other_row(tmp_path):
     leave_run(tmp_path / "1", "+experiment=voc", "seed=1", "data.root=/b", "trainer.devices=2", seg=51.0)
     leave_run(tmp_path / "2", "+experiment=voc", "seed=0", "model.backbone.pretrained=null", seg=20.0)
     rows, problems = make_rows(find_runs([tmp_path]))
-    assert [(row.title, sorted(row.runs)) for row in rows] == [
-        ("unchanged", [0, 1]),
-        ("model.backbone.pretrained=null", [0]),
-    ]
+    assert {title: sorted(row) for title, row in rows.items()} == {
+        "unchanged": [0, 1],
+        "model.backbone.pretrained=null": [0],
+    }
     assert problems == ["model.backbone.pretrained=null: no seed 1"]
-    assert "(seeds" not in write_markdown(rows, problems)
+    assert "(seeds" not in write_markdown(tabulate(rows), problems)
 
 
 def test_differences_of_fewer_seeds_than_the_rows_say_so(tmp_path):
     for number, (rate, seed) in enumerate([("0.001", 0), ("0.002", 0), ("0.002", 1)]):
         leave_run(tmp_path / str(number), f"optim.lr={rate}", f"seed={seed}", seg=50.0 + number)
     rows, problems = make_rows(find_runs([tmp_path]))
-    assert "| optim.lr=0.002 | 0, 1 | 51.5 ± 0.7 | 90.0 ± 0.0 | +1.0 (seeds 0) |" in write_markdown(
-        rows, problems
-    )
+    text = write_markdown(tabulate(rows), problems)
+    assert "| optim.lr=0.002 | 0, 1 | 51.5 ± 0.7 | 90.0 ± 0.0 | +1.0 (seeds 0) |" in text
+
+
+def test_settings_of_one_command_line_and_other_defaults_are_two_rows(tmp_path):
+    for number, rate in enumerate((0.001, 0.002)):
+        leave_run(tmp_path / str(number), "seed=0", seg=50.0)
+        config = OmegaConf.load(tmp_path / str(number) / ".hydra/config.yaml")
+        config.optim.lr = rate
+        OmegaConf.save(config, tmp_path / str(number) / ".hydra/config.yaml")
+    rows, problems = make_rows(find_runs([tmp_path]))
+    assert (list(rows), problems) == (["unchanged", "unchanged (row 2)"], [])
 
 
 @pytest.mark.parametrize("argument", ["runs=nowhere", "runs=.", "runs=[.]", "plot=worst"])
@@ -276,10 +281,8 @@ def test_sweepers_and_launchers_of_hydra(package, arguments, tmp_path):
     command = [sys.executable, "-m", "wsss_afa.train", "-m", *SMALL, *arguments, "hydra.sweep.dir=sweep"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    (trained,) = find_runs([tmp_path / "sweep"]).runs
-    if package == "optuna":
-        result = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
-        assert result.best_value == pytest.approx(trained.scores["best"]["seg"] / 100, abs=1e-5)
+    assert len(find_runs([tmp_path / "sweep"]).runs) == 1
+    assert (tmp_path / "sweep" / "optimization_results.yaml").is_file() == (package == "optuna")
 
 
 def test_tensorboard_gets_the_scores(run, tmp_path):

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from wsss_afa.errors import UserError
-from wsss_afa.methods.recipe import RECIPE_KEY
+from wsss_afa.methods.base import RECIPE_KEY
 
 SETTINGS_KEY = "wsss_afa_settings"
 """Where in the checkpoint the settings lie that a resumed run must share."""

@@ -10,9 +10,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from wsss_afa.callbacks.scores import COLUMNS
 from wsss_afa.loggers.dashboards import screens, step_of, tell
 from wsss_afa.methods.base import Method
+from wsss_afa.metrics import COLUMNS
 from wsss_afa.visualize import confusion_figure, to_pixels
 
 

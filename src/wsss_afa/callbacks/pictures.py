@@ -22,9 +22,9 @@ from wsss_afa.visualize import Panel, Scene, paint_scene, picture_grid, save_fig
 class Pictures(Callback):
     """Draw the first validation images at every stage from activation map to prediction, and their points.
 
-    A point's row shows what a method makes of a pixel: with AFA that is figure 3 of the paper, the point of an
-    object where its activation is highest, what it attends to, its learned affinity, the propagated map and
-    the label made of it.
+    A point's row shows what a method makes of a pixel. With AFA that is figure 3 of the paper: the point of
+    an object where its activation is highest, what it attends to, its learned affinity, the propagated map
+    and the label made of it.
 
     Args:
         directory: where ``step_*.png`` and ``step_*_points.png`` go, or ``evaluation*.png`` where nothing is

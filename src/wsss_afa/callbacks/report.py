@@ -20,11 +20,10 @@ from torch import Tensor, distributed
 
 import wsss_afa
 from wsss_afa.callbacks.pictures import panels
-from wsss_afa.callbacks.scores import COLUMNS
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import class_iou, count_pairs
+from wsss_afa.metrics import COLUMNS, class_iou, count_pairs
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
 from wsss_afa.types import IGNORE_INDEX, Batch
@@ -137,7 +136,7 @@ class Report(Callback):
             return
         evaluation = Evaluation(
             facts=self._facts(trainer, pl_module, seen, masked),
-            class_names=pl_module.recipe["class_names"],
+            class_names=[_printable(name) for name in pl_module.recipe["class_names"]],
             confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
             average_precision=precision,
             pictures=pictures,
@@ -185,6 +184,11 @@ class Report(Callback):
     def _history(self) -> dict[str, list[tuple[int, float]]]:
         folder = self.checkpoint.absolute().parent
         return read_history(folder.parent if folder.name == "checkpoints" else folder, COLUMNS)
+
+
+def _printable(name: str) -> str:
+    """The name, in which what is no UTF-8 is escaped: folders may be called so."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:

@@ -14,9 +14,7 @@ from rich.table import Table
 
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-
-COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
-"""What is scored, in the order of tables."""
+from wsss_afa.metrics import COLUMNS
 
 
 class ValidateAtEnd(Callback):

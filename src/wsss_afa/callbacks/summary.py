@@ -22,9 +22,10 @@ from torch import nn
 
 from wsss_afa.callbacks.pace import COUNTED, Pace, format_seconds, plan
 from wsss_afa.callbacks.progress import SILENCE, is_watched
-from wsss_afa.callbacks.scores import COLUMNS, Results
+from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.methods.base import Method
+from wsss_afa.metrics import COLUMNS
 
 
 def say(word: str, text: str) -> None:

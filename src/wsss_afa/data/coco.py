@@ -210,6 +210,16 @@ def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
     return {category["id"]: index for index, category in enumerate(ordered)}
 
 
+def read_category_ids(path: Path) -> dict[str, int]:
+    """COCO's ids, of 1 to 90, by class name in order of id; the id of class c is no mask value, c + 1 is.
+
+    Raises:
+        UserError: the file is not COCO's.
+    """
+    content = _parse(path, ("images", "annotations", "categories", "id", "name"))
+    return {COCO_CLASSES[index]: key for key, index in _classes(content["categories"], path).items()}
+
+
 def _group(annotations: list[Any], rows: dict[int, int], classes: dict[int, int]) -> list[list[Region]]:
     """The regions of each image."""
     regions: list[list[Region]] = [[] for _ in rows]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsss_afa.errors import UserError
+from wsss_afa.types import IGNORE_INDEX
 
 _ORIENTATION = 0x0112
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
@@ -99,18 +100,22 @@ def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
         return _rgb(image, upright)
 
 
-def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]:
+def read_mask(
+    path: Path | BinaryIO, size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
+) -> NDArray[np.uint8]:
     """Decode a palette or grey-scale PNG whose pixel values are the labels.
 
     Args:
         path: Of the PNG, or an open file.
         size: (H, W) of the image that it belongs to.
+        num_classes: C; labels of 0 to C and 255 are taken.
 
     Returns:
         (H, W).
 
     Raises:
-        UserError: The file is missing, truncated or no image, has colours instead of labels or another size.
+        UserError: The file is missing, truncated or no image, has colours instead of labels, another size or
+            a label above C.
     """
     with _decoding(path), open_image(path) as image:
         if image.mode not in ("P", "L"):
@@ -121,6 +126,11 @@ def read_mask(path: Path | BinaryIO, size: tuple[int, ...]) -> NDArray[np.uint8]
     if mask.shape != size:
         raise UserError(
             f"{path} is {mask.shape} pixels, its image {size}: need equal sizes, replace one of them"
+        )
+    worst = mask.max(initial=0, where=mask != IGNORE_INDEX)
+    if worst > num_classes:
+        raise UserError(
+            f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace the mask"
         )
     return mask
 

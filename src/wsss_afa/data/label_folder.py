@@ -19,7 +19,7 @@ from wsss_afa.data.images import read_mask
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
-from wsss_afa.types import IGNORE_INDEX, Sample
+from wsss_afa.types import Sample
 
 MANIFEST = "manifest.json"
 """Beside the labels: the settings that they were made with."""
@@ -101,13 +101,7 @@ class LabelledImages:
     def __getitem__(self, index: int) -> Sample:
         sample = self.images[index]
         path = label_path(self.folder, sample["name"])
-        mask = read_mask(path, sample["image"].shape[:2])
-        worst = int(np.where(mask == IGNORE_INDEX, 0, mask).max())
-        if worst > len(self.class_names):
-            raise UserError(
-                f"{path} has label {worst}, need 0 to {len(self.class_names)} or {IGNORE_INDEX}: replace it"
-            )
-        sample["mask"] = mask
+        sample["mask"] = read_mask(path, sample["image"].shape[:2], len(self.class_names))
         return sample
 
 

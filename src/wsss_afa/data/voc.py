@@ -81,7 +81,7 @@ class VOC:
         image = read_image(self.root / "JPEGImages" / f"{name}.jpg")
         sample = Sample(image=image, class_label=self.labels[index].astype(np.float32), name=name)
         if self._masks is not None:
-            sample["mask"] = _read_mask(self._masks / f"{name}.png", image.shape[:2])
+            sample["mask"] = read_mask(self._masks / f"{name}.png", image.shape[:2], len(VOC_CLASSES))
         return sample
 
 

@@ -1,8 +1,8 @@
 """Labels of whole images from a trained method and the images' tags, one for each background score.
 
 A label is the best of background and the image's own classes. Their scores come from one of the method's
-sources, such as its activation map (``cam``), or from the segmentation (``seg``), which has no background score.
-A dense CRF may follow: it takes scores, scaled to a sum of 1, for probabilities.
+sources, such as its activation map (``cam``), or from the segmentation (``seg``), which has no background
+score. A dense CRF may follow: it takes scores, scaled to a sum of 1, for probabilities.
 """
 
 from __future__ import annotations

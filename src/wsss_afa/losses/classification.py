@@ -68,7 +68,7 @@ class ClassificationLoss(nn.Module):
         if positive_weight is not None and not self.balanced:
             if isinstance(positive_weight, str) or min(positive_weight) <= 0:
                 raise UserError(
-                    f"positive_weight={positive_weight}, need null, balanced or numbers above 0, one per class"
+                    f"positive_weight={positive_weight}, need null, balanced, or numbers above 0 for all classes"
                 )
             self.positive_weight = torch.tensor(list(positive_weight), dtype=torch.float)
 

@@ -1,8 +1,8 @@
 """Counts over the processes of a run, for losses that divide by pixels or pairs.
 
-Lightning averages the processes' gradients. A loss that divides by its own process's count weighs a pixel more
-where there are few; one that divides by everybody's count, times the number of processes, is the loss of the
-whole batch on one process. Processes must then compute the same terms at the same time.
+Lightning averages the processes' gradients. A loss that divides by its own process's count weighs a pixel
+more where there are few; one that divides by everybody's count, times the number of processes, is the loss of
+the whole batch on one process. Processes must then compute the same terms at the same time.
 """
 
 from __future__ import annotations

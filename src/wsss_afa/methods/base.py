@@ -106,7 +106,7 @@ class Method(L.LightningModule):
 
     @abstractmethod
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The terms of a training step, unweighted scalars by name; a phase leaves out what it does not train.
+        """Unweighted terms of a training step, scalars by name; a phase leaves out what it does not train.
 
         Args:
             batch: of training.
@@ -122,7 +122,7 @@ class Method(L.LightningModule):
         return cast(Network, self.net).segment(image)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Class and segmentation logits, and where the batch has masks the labels of every source in `scored`."""
+        """Class and segmentation logits, and labels of the sources in `scored` where the batch has masks."""
         return Evaluation(self.classify(batch["image"]), self.segment(batch["image"]), {})
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
@@ -149,7 +149,8 @@ class Method(L.LightningModule):
             image: normalised.
             channels: (B, G) int64 in [0, C), the classes that are wanted; None is all of them.
         """
-        return self.cam(cast(Network, self.net), image, channels=channels).cam
+        activation: Activation = self.cam(cast(Network, self.net), image, channels=channels)
+        return activation.cam
 
     def trace(self, image: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
         """What an exported file computes: the outputs by name, of a normalised image (B, 3, H, W).

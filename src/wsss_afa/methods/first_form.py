@@ -1,7 +1,7 @@
 """Recipes of checkpoints that were written when there was one method, AFA, or training on given labels.
 
-They have a network (``model``, with its backbone inside), pseudo labels (``pseudo_label``) and a normalisation,
-which was ImageNet's for all.
+They have a network (``model``, with its backbone inside), pseudo labels (``pseudo_label``) and a
+normalisation, which was ImageNet's for all.
 """
 
 from __future__ import annotations

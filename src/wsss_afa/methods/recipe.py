@@ -7,7 +7,8 @@ the user trusts another by name; and only plain values are handed to them: neith
 to fetch.
 
 Files of other forms are given a recipe first: those that the AFA authors' program wrote
-(`methods.afa.released`), and those that this library wrote when it knew one method only (`methods.first_form`).
+(`methods.afa.released`), and those that this library wrote when it knew one method only
+(`methods.first_form`).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
 
     Args:
         recipe: of a checkpoint, or made of a configuration.
-        trust: dotted names, as in ``module.Class``, of what may be built beside this library's own parts; None
-            trusts all, for a configuration that is the user's own.
+        trust: dotted names, as in ``module.Class``, of what may be built beside this library's own parts;
+            None trusts all, for a configuration that is the user's own.
 
     Raises:
         UserError: the recipe names something that is neither a part of this library nor trusted.

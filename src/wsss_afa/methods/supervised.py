@@ -12,7 +12,7 @@ from wsss_afa.losses.segmentation import pixel_cross_entropy
 from wsss_afa.methods.base import Method
 from wsss_afa.models.decoders import MLPDecoder
 from wsss_afa.ops.cam import MultiScaleCAM
-from wsss_afa.types import Activation, AffinityTokens, Batch, Evaluation
+from wsss_afa.types import Activation, AffinityTokens, Batch, Evaluation, FeatureBackbone
 
 
 class SegmentationNet(nn.Module):
@@ -27,7 +27,7 @@ class SegmentationNet(nn.Module):
         UserError: there is no class.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, decoder_dim: int = 256):
+    def __init__(self, backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256):
         super().__init__()
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
@@ -73,7 +73,7 @@ class Supervised(Method):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: FeatureBackbone,
         num_classes: int,
         phases: Mapping[str, int],
         weights: Mapping[str, float],

@@ -79,8 +79,8 @@ def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "patch_embeddings.0.proj.weight" in bare:
         return _join_keys_and_values({apply_rules(_HUGGING_FACE, key): value for key, value in bare.items()})
     raise UserError(
-        f"these weights are no Mix Transformer's (keys such as {some_keys(state)}); need NVIDIA's mit_b*.pth or "
-        "Hugging Face's nvidia/mit-b*: set pretrained to one of those, or pretrained=null"
+        f"these weights are no Mix Transformer's (keys such as {some_keys(state)}); need NVIDIA's mit_b*.pth "
+        "or Hugging Face's nvidia/mit-b*: set pretrained to one of those, or pretrained=null"
     )
 
 
@@ -189,8 +189,8 @@ def _read_file(path: Path, source: str) -> dict[str, Tensor]:
         ) from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
-            f"{source}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by name, "
-            "alone or under 'state_dict' or 'model': save model.state_dict()"
+            f"{source}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by "
+            "name, alone or under 'state_dict' or 'model': save model.state_dict()"
         )
     return dict(state)
 

@@ -1,4 +1,4 @@
-"""Activation map → scores of background and classes → PAR → label (AFA, section 3.4; ToCo and others alike)."""
+"""Activation map → scores of background and classes → PAR → label (AFA, section 3.4; ToCo has the same)."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ Every number comes from the confusion matrices; nothing is averaged over images.
 
 from __future__ import annotations
 
-import csv
+import base64
 import io
 import math
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from wsss_afa.metrics import class_iou
-from wsss_afa.reports.charts import draw_curves, draw_heat_map, to_data_uri
-from wsss_afa.reports.run_log import read_log
-from wsss_afa.visualize import Panel, voc_palette
+from wsss_afa.reports.log import read_log
+from wsss_afa.visualize import Panel, confusion_figure, curve_figure, to_svg, voc_palette
 
 THUMBNAIL = 240
 """Longer side of a picture in pixels; smaller ones stay as they are."""
@@ -91,26 +91,18 @@ def score(confusion: Tensor) -> Score:
 
 def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """What the table says of each class, best IoU first and those without a true pixel last."""
-    names, matrices = ["background", *evaluation.class_names], list(evaluation.confusion.values())
-    precisions = [math.nan, *evaluation.average_precision]
-    rows = [{"name": name, "ap": ap} for name, ap in zip(names, precisions, strict=True)]
+    matrices = list(evaluation.confusion.values())
+    names, precisions = ["background", *evaluation.class_names], [math.nan, *evaluation.average_precision]
+    table = pd.DataFrame({"name": names, "ap": precisions})
     if not matrices:
-        return sorted(rows[1:], key=lambda row: _order(row["ap"]))
+        return list(table[1:].sort_values("ap", ascending=False, kind="stable").to_dict("records"))
     counts = matrices[-1].double()
-    columns = {
-        "precision": counts.diag() / counts.sum(0),
-        "recall": counts.diag() / counts.sum(1),
-        "share": counts.sum(1) / counts.sum(),
-    }
-    ious = [class_iou(matrix).tolist() for matrix in matrices]
-    for label, row in enumerate(rows):
-        row["ious"] = [iou[label] for iou in ious]
-        row |= {key: column[label].item() for key, column in columns.items()}
-    return sorted(rows, key=lambda row: _order(row["ious"][-1]))
-
-
-def _order(value: float) -> float:
-    return math.inf if math.isnan(value) else -value
+    table["precision"] = (counts.diag() / counts.sum(0)).numpy()
+    table["recall"] = (counts.diag() / counts.sum(1)).numpy()
+    table["share"] = (counts.sum(1) / counts.sum()).numpy()
+    table["ious"] = list(zip(*(class_iou(matrix).tolist() for matrix in matrices), strict=True))
+    table["iou"] = class_iou(matrices[-1]).numpy()
+    return list(table.sort_values("iou", ascending=False, kind="stable").to_dict("records"))
 
 
 def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
@@ -123,34 +115,29 @@ def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[st
     Returns:
         Confusions of foreground classes with each other, then those with background.
     """
-    with_background = torch.zeros_like(confusion, dtype=torch.bool)
-    with_background[0], with_background[:, 0] = True, True
-    truth = confusion.sum(1, keepdim=True).clamp(min=1)
-    shares = (confusion.double() / truth).fill_diagonal_(0)
+    counts = confusion.numpy()
+    rows, columns = np.nonzero(counts - np.diag(counts.diagonal()))
+    pairs = pd.DataFrame({
+        "true": [names[row] for row in rows.tolist()],
+        "predicted": [names[column] for column in columns.tolist()],
+        "share": counts[rows, columns] / counts.sum(1)[rows],
+        "pixels": counts[rows, columns],
+    })  # fmt: skip
+    with_background = (rows == 0) | (columns == 0)
     return [
-        [
-            {
-                "true": names[row],
-                "predicted": names[column],
-                "share": shares[row, column].item(),
-                "pixels": int(confusion[row, column]),
-            }
-            for row, column in _largest(shares.masked_fill(excluded, 0))
-        ]
-        for excluded in (with_background, ~with_background)
+        list(pairs[chosen].nlargest(MAX_CONFUSIONS, "share").to_dict("records"))
+        for chosen in (~with_background, with_background)
     ]
-
-
-def _largest(shares: Tensor) -> list[list[int]]:
-    """Row and column of the largest positive entries."""
-    order = shares.flatten().argsort(descending=True, stable=True)[:MAX_CONFUSIONS].tolist()
-    places = [list(divmod(place, len(shares))) for place in order]
-    return [place for place in places if shares[tuple(place)] > 0]
 
 
 def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:
     """Title and data URI of small JPEGs of some pictures."""
     return [(panel.title, _thumbnail(panel.pixels)) for panel in panels]
+
+
+def to_data_uri(content: bytes, kind: str) -> str:
+    """A file of a media type such as ``image/png`` as its own address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
@@ -188,12 +175,16 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "rows": class_rows(evaluation),
         "pixels": int(matrices[-1].sum()) if matrices else 0,
         "true_classes": int((matrices[-1].sum(1) > 0).sum()) if matrices else 0,
-        "heat_map": draw_heat_map(matrices[-1].numpy(), names) if matrices else None,
+        "heat_map": _chart(confusion_figure(matrices[-1].numpy(), names)) if matrices else "",
         "confusions": top_confusions(matrices[-1], names) if matrices else [],
-        "curves": draw_curves(evaluation.history, colours),
+        "curves": _chart(curve_figure(evaluation.history, colours)) if evaluation.history else "",
         "names": names,
         "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette().tolist()],
     }
+
+
+def _chart(figure: Figure) -> str:
+    return to_data_uri(to_svg(figure), "image/svg+xml")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -203,11 +194,8 @@ def percent(value: float, digits: int = 1) -> str:
 
 def confusion_csv(confusion: Tensor, names: Sequence[str]) -> str:
     """A confusion matrix (K, K) as CSV: a row for each true class, a column for each predicted class."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *names])
-    writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-    return buffer.getvalue()
+    table = pd.DataFrame(confusion.numpy(), names, names)
+    return str(table.to_csv(index_label="true \\ predicted", lineterminator="\n"))
 
 
 def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
@@ -218,15 +206,6 @@ def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int,
         titles: of what may have been scored.
     """
     path = run / "metrics.csv"
-    if not path.is_file():
-        return {}
-    log = read_log(path)
-    history = {
-        title: [
-            (step, 100 * value)
-            for step, value in log.get(f"val/miou_{source}", {}).items()
-            if math.isfinite(value)
-        ]
-        for source, title in titles.items()
-    }
-    return {title: points for title, points in history.items() if points}
+    log = read_log(path) if path.is_file() else {}
+    curves = {title: log[name] for key, title in titles.items() if (name := f"val/miou_{key}") in log}
+    return {title: list((100 * curve).items()) for title, curve in curves.items() if len(curve)}

@@ -9,7 +9,6 @@ each photo a palette or grey PNG of its size and name; background is 0, class c 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -46,18 +45,14 @@ class PhotoFolder:
     """C foreground classes."""
     files: list[str]
     """Relative to the root, with forward slashes."""
-    tags: list[tuple[int, ...]]
-    """Class indices of each photo."""
+    labels: NDArray[np.bool_]
+    """Tags, (n, C)."""
     splits: list[str]
     """train, val or test of each photo."""
     masks: dict[str, Path]
     """Mask of each file that has one."""
     summary: str
     """What was found and how it was read, in one line."""
-
-    def labels(self) -> NDArray[np.bool_]:
-        """The tags as an array (n, C)."""
-        return _multi_hot(self.tags, len(self.class_names))
 
 
 class TaggedFolder:
@@ -82,7 +77,7 @@ class TaggedFolder:
         self.root, self.class_names = content.root, content.class_names
         self.files = [content.files[i] for i in chosen]
         self.summary = content.summary
-        self._tags = [content.tags[i] for i in chosen]
+        self.labels = content.labels[chosen]
         self._masks = content.masks if with_mask else None
         self._max_side = max_side
         absent = [file for file in self.files if with_mask and file not in content.masks]
@@ -92,11 +87,6 @@ class TaggedFolder:
                 f"{absent[0]} first: add them, or remove the folder to go without mIoU",
                 *(f"{self.root / file} has no mask: add it" for file in absent[1:]),
             ])  # fmt: skip
-
-    @property
-    def labels(self) -> NDArray[np.bool_]:
-        """Tags of all photos, (n, C)."""
-        return _multi_hot(self._tags, len(self.class_names))
 
     @property
     def paths(self) -> list[Path]:
@@ -110,8 +100,7 @@ class TaggedFolder:
         file = self.files[index]
         reduced = self._max_side if self._masks is None else None  # a mask is compared with the whole photo
         image = read_image(self.root / file, upright=True, max_side=reduced)
-        label = np.zeros(len(self.class_names), np.float32)
-        label[list(self._tags[index])] = 1
+        label = self.labels[index].astype(np.float32)
         sample = Sample(image=shrink(image, self._max_side), class_label=label, name=bare(file))
         if self._masks is not None:
             mask = _read_mask(self._masks[file], image.shape[:2], label)
@@ -150,12 +139,14 @@ def read_folder(
     files = [file for file in photos if file in rows]
     names = _class_names(root, table)
     indices = {name: index for index, name in enumerate(names)}
-    tags = [tuple(sorted(indices[tag] for tag in rows[file].tags)) for file in files]
+    tags = np.zeros((len(files), len(names)), bool)
+    for own, file in zip(tags, files, strict=True):
+        own[[indices[tag] for tag in rows[file].tags]] = True
     _check_contrast(root, names, tags)
     masks = _find_masks(root, photos)
     splits, how = _explicit_splits(root, files, rows)
     if not how:
-        splits, how = _make_splits(root, files, _multi_hot(tags, len(names)), masks, val_fraction, seed)
+        splits, how = _make_splits(root, files, tags, masks, val_fraction, seed)
     summary = _summarise(root, table, names, tags, splits, how, masks.keys() & set(files))
     return PhotoFolder(root, names, files, tags, splits, masks, summary)
 
@@ -183,13 +174,13 @@ def _class_names(root: Path, table: Table) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_contrast(root: Path, names: tuple[str, ...], tags: list[tuple[int, ...]]) -> None:
-    shown = {index for own in tags for index in own}
-    if not shown:
+def _check_contrast(root: Path, names: tuple[str, ...], tags: NDArray[np.bool_]) -> None:
+    shown = np.flatnonzero(tags.any(0))
+    if not len(shown):
         raise UserError(f"{root} has {len(tags)} photos without any tag, need some: fill the tag file")
-    if len(shown) == 1 and all(tags):
+    if len(shown) == 1 and tags.any(1).all():
         raise UserError(
-            f"{root} has {len(tags)} photos, all of the class {names[shown.pop()]!r}, which teach nothing: "
+            f"{root} has {len(tags)} photos, all of the class {names[shown[0]]!r}, which teach nothing: "
             "add photos without it, in a folder `background` or with an empty tag cell"
         )
 
@@ -242,20 +233,8 @@ def _make_splits(
     return ["val" if val else "train" for val in chosen], f"stratified, seed {seed}"
 
 
-def _multi_hot(tags: list[tuple[int, ...]], num_classes: int) -> NDArray[np.bool_]:
-    labels = np.zeros((len(tags), num_classes), bool)
-    for label, own in zip(labels, tags, strict=True):
-        label[list(own)] = True
-    return labels
-
-
 def _read_mask(path: Path, size: tuple[int, ...], label: NDArray[np.float32]) -> NDArray[np.uint8]:
-    mask = read_mask(path, size)
-    worst = int(np.where(mask == IGNORE_INDEX, 0, mask).max())
-    if worst > len(label):
-        raise UserError(
-            f"{path} has label {worst}, need 0 to {len(label)} or {IGNORE_INDEX}: replace the mask"
-        )
+    mask = read_mask(path, size, len(label))
     if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
         raise UserError(
             f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
@@ -267,19 +246,19 @@ def _summarise(
     root: Path,
     table: Table,
     names: tuple[str, ...],
-    tags: list[tuple[int, ...]],
+    tags: NDArray[np.bool_],
     splits: list[str],
     how: str,
-    masked: Iterable[str],
+    masked: set[str],
 ) -> str:
     named = [name for name in names if name != UNUSED]
     shown = ", ".join(named[:8]) + (", …" if len(named) > 8 else "")
     counts = f"{splits.count('train')} train and {splits.count('val')} val ({how})"
-    truth = f"{n} masks" if (n := len(list(masked))) else "no masks, so no mIoU"
-    trained = {index for own, split in zip(tags, splits, strict=True) if split == "train" for index in own}
-    untrained = [name for index, name in enumerate(names) if index not in trained and name != UNUSED]
+    truth = f"{len(masked)} masks" if masked else "no masks, so no mIoU"
+    trained = tags[np.array(splits) == "train"].any(0)
+    untrained = [name for name, seen in zip(names, trained, strict=True) if not seen and name != UNUSED]
     warning = f"; no training photo of {', '.join(untrained[:3])}" if untrained else ""
     return (
-        f"{root}: {table.how}; {len(tags)} photos, {tags.count(())} of background only; "
+        f"{root}: {table.how}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
         f"{len(named)} classes: {shown}; {counts}; {truth}{warning}"
     )

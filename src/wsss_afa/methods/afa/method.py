@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsss_afa.losses.affinity import AffinityLoss
 from wsss_afa.losses.classification import ClassificationLoss
@@ -19,7 +19,7 @@ from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.types import Batch, Evaluation, Interpretation, PseudoLabels
+from wsss_afa.types import Batch, Evaluation, FeatureBackbone, Interpretation, PseudoLabels
 
 
 class AFA(Method):
@@ -60,13 +60,13 @@ class AFA(Method):
         shared_counts: whether L_seg divides by the pixels of all processes; see `losses.counts`.
     """
 
-    sources = ("cam", "par", "affinity")
+    sources: tuple[str, ...] = ("cam", "par", "affinity")
     export_heads: Mapping[str, str] = {"probability": "decoder", "cam": "classifier", "score": "classifier"}
     net: AFANet
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: FeatureBackbone,
         num_classes: int,
         cam: MultiScaleCAM,
         refine: PixelAdaptiveRefinement,

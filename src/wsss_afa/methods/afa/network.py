@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
-from wsss_afa.models.backbones.mix_transformer import MixTransformer
 from wsss_afa.models.decoders import MLPDecoder
-from wsss_afa.types import Activation, AffinityTokens, BackboneOutput
+from wsss_afa.types import Activation, AffinityTokens, BackboneOutput, FeatureBackbone
 
 
 class AFAOutput(NamedTuple):
@@ -82,7 +81,7 @@ class AFANet(nn.Module):
 
     def __init__(
         self,
-        backbone: MixTransformer,
+        backbone: FeatureBackbone,
         num_classes: int,
         decoder_dim: int = 256,
         pool_top_k: int | None = 1,
@@ -93,6 +92,9 @@ class AFANet(nn.Module):
             raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
         if pool_top_k is not None and pool_top_k < 1:
             raise UserError(f"pool_top_k={pool_top_k}: use 1 (max pooling), more, or null (average pooling)")
+        if backbone.num_affinity_maps < 1:
+            kind = type(backbone).__name__
+            raise UserError(f"{kind} hands on no queries and keys to learn affinity from: use backbone=mit")
         self.num_classes = num_classes
         self.pool_top_k = pool_top_k
         self.backbone = backbone

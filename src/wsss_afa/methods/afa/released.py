@@ -64,8 +64,8 @@ def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if not state.keys() >= _KEYS:
         raise UserError(
-            f"this is no released AFA checkpoint (keys such as {some_keys(state)}); need encoder.*, decoder.*, "
-            "attn_proj and classifier: give the file that the AFA authors' program wrote"
+            f"this is no released AFA checkpoint (keys such as {some_keys(state)}); need encoder.*, "
+            "decoder.*, attn_proj and classifier: give the file that the AFA authors' program wrote"
         )
     encoder = {key.removeprefix("encoder."): v for key, v in state.items() if key.startswith("encoder.")}
     heads = {

@@ -62,6 +62,7 @@ class TimmPyramid(nn.Module):
         self.min_side = 1
         self.mean, self.std = MEAN, STD
         self.any_size = False
+        self.num_affinity_maps = 0
         self._channels_last = getattr(self.model, "output_fmt", Format.NCHW) == Format.NHWC
 
     def forward(self, image: Tensor) -> BackboneOutput:

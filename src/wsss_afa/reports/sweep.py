@@ -15,58 +15,35 @@ from omegaconf import DictConfig, OmegaConf
 from wsss_afa.errors import UserError
 
 _NO_SETTING = (
-    "seed",
-    "sweep",
-    "callbacks",
-    "logger",
-    "task",
-    "resume",
-    "patience",
-    "data.root",
-    "data.cache_dir",
-    "data.num_workers",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.default_root_dir",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-)
-"""Parts of a configuration in which runs of one setting may differ."""
-_EVALUATED = ("ckpt=", "protocol")
-"""How the overrides begin that tell evaluations apart."""
+    "seed", "sweep", "callbacks", "logger", "task", "resume", "patience", "data.root", "data.cache_dir",
+    "data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.default_root_dir", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
+)  # fmt: skip
+"""Parts of a configuration in which runs of one setting may differ: the seed and the machine."""
+
+Job = tuple[str, tuple[str, ...]]
+"""What a run was started as: its task, ``train`` or ``evaluate``, and its overrides."""
 
 
 class Run(NamedTuple):
     """One finished run."""
 
     folder: Path
-    """Of the run."""
     settings: str
-    """Its configuration without the seed and the machine; equal for runs of one setting."""
+    """Its configuration without seed and machine; equal for runs of one setting."""
     overrides: tuple[str, ...]
-    """Its command line, without the seed and the machine."""
+    """Its command line without seed and machine."""
     seed: int
-    """Of training."""
+    """The seed of training."""
     scores: dict[str, dict[str, float]]
     """Percent by name (cam, affinity, seg, crf, map), of the best and of the last validation."""
-
-
-class Job(NamedTuple):
-    """What a run was started as, or should have been."""
-
-    task: str
-    """``train`` or ``evaluate``."""
-    words: tuple[str, ...]
-    """Its overrides."""
 
 
 class Sweep(NamedTuple):
     """What is there and what is not."""
 
     runs: list[Run]
-    """Finished, in order of the folders and of their numbers."""
+    """Finished runs, in order of the folders and of their numbers."""
     missing: list[str]
     """A line for each run that failed, is unfinished, or was announced and never started."""
     common: frozenset[str]
@@ -74,11 +51,10 @@ class Sweep(NamedTuple):
 
 
 def label(overrides: Sequence[str], common: Collection[str]) -> str:
-    """A setting by the overrides that others do not share; rows of ``conf/sweep`` by their name alone."""
-    own = [word for word in overrides if word not in common]
-    return (
-        " ".join(word.partition("=")[2] if word.startswith("sweep/") else word for word in own) or "unchanged"
-    )
+    """Name a setting by the overrides that others do not share; rows of ``conf/sweep`` by name alone."""
+    own = (word for word in overrides if word not in common)
+    names = [word.partition("=")[2] if word.startswith("sweep/") else word for word in own]
+    return " ".join(names) or "unchanged"
 
 
 def find_runs(folders: Sequence[Path]) -> Sweep:
@@ -87,28 +63,29 @@ def find_runs(folders: Sequence[Path]) -> Sweep:
     Raises:
         UserError: a folder does not exist.
     """
-    found = {folder: _load(folder / ".hydra" / "config.yaml") for folder in _run_folders(folders)}
-    found = {folder: config for folder, config in found.items() if config.get("task") in _READERS}
-    results = {folder: _read(folder, config) for folder, config in found.items()}
-    runs = [run for run in results.values() if isinstance(run, Run)]
-    jobs = [Job(config.task, _words(folder)) for folder, config in found.items()]
-    absent = _never_started(folders, jobs)
-    known = [_setting(job.words) for job in (*jobs, *absent) if job.task == "train"]
+    configs = {folder: _load(folder / ".hydra" / "config.yaml") for folder in _run_folders(folders)}
+    configs = {folder: config for folder, config in configs.items() if config.get("task") in _READERS}
+    results = [_read(folder, config) for folder, config in configs.items()]
+    runs = [result for result in results if isinstance(result, Run)]
+    jobs: list[Job] = [(config.task, _words(folder)) for folder, config in configs.items()]
+    started = {frozenset(words) for _, words in jobs}
+    absent = [job for job in _announced(folders) if frozenset(job[1]) not in started]
+    known = [_setting(words) for task, words in (*jobs, *absent) if task == "train"]
     known += [run.overrides for run in runs]
     common = frozenset.intersection(*map(frozenset, known)) if known else frozenset()
     missing = [
-        f"{_job_label(job, common)}: {problem} ({folder})"
-        for job, (folder, problem) in zip(jobs, results.items(), strict=True)
-        if isinstance(problem, str)
+        f"{_job_label(job, common)}: {result} ({folder})"
+        for job, folder, result in zip(jobs, configs, results, strict=True)
+        if isinstance(result, str)
     ]
     return Sweep(runs, missing + [f"{_job_label(job, common)}: never started" for job in absent], common)
 
 
 def _job_label(job: Job, common: Collection[str]) -> str:
-    if job.task == "evaluate":
-        return " ".join(word for word in job.words if word.startswith(_EVALUATED))
-    seed = [word for word in job.words if word.startswith("seed=")]
-    return label([*_setting(job.words), *seed], common)
+    task, words = job
+    if task == "evaluate":
+        return " ".join(word for word in words if word.startswith(("ckpt=", "protocol")))
+    return label([*_setting(words), *(word for word in words if word.startswith("seed="))], common)
 
 
 def _run_folders(folders: Sequence[Path]) -> list[Path]:
@@ -123,17 +100,16 @@ def _run_folders(folders: Sequence[Path]) -> list[Path]:
 
 
 def _load(path: Path) -> DictConfig:
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    return config
+    return cast(DictConfig, OmegaConf.load(path))
 
 
 def _words(folder: Path) -> tuple[str, ...]:
-    """A run's overrides; whether one adds or replaces is no difference."""
+    """A run's overrides."""
     return _plain(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml")))
 
 
 def _plain(overrides: Any) -> tuple[str, ...]:
+    """Overrides without their plus: whether one adds or replaces is no difference."""
     return tuple(str(word).lstrip("+") for word in overrides)
 
 
@@ -169,14 +145,14 @@ def _evaluation(folder: Path, config: DictConfig, results: dict[str, Any]) -> Ru
     if not (trained / ".hydra" / "config.yaml").is_file():
         return f"evaluates {config.ckpt}, which lies in no run's folder: its setting is unknown"
     origin = _load(trained / ".hydra" / "config.yaml")
-    fingerprint = json.dumps([_fingerprint(origin, results), checkpoint.name])
     protocol = [word for word in _words(folder) if word.startswith("protocol")]
     overrides = (*_setting(_words(trained)), f"ckpt={checkpoint.name}", *protocol)
-    return Run(folder, fingerprint, overrides, origin.seed, dict.fromkeys(("best", "last"), _scores(results)))
+    settings = f"{checkpoint.name} {_fingerprint(origin, results)}"
+    return Run(folder, settings, overrides, origin.seed, dict.fromkeys(("best", "last"), _scores(results)))
 
 
 _READERS = {"train": _training, "evaluate": _evaluation}
-"""By the configuration's ``task``."""
+"""Readers by the configuration's ``task``."""
 
 
 def _scores(record: dict[str, Any]) -> dict[str, float]:
@@ -186,26 +162,20 @@ def _scores(record: dict[str, Any]) -> dict[str, float]:
 
 def _fingerprint(config: DictConfig, results: dict[str, Any]) -> str:
     """The configuration without seed and machine, and what the scores were measured with."""
-    container = OmegaConf.to_container(config)
+    shared = config.copy()
     for name in _NO_SETTING:
-        *path, key = name.split(".")
-        part: Any = container
-        for each in path:
-            part = part.get(each, {})
-        part.pop(key, None)
-    return json.dumps([container, results["protocol"], results["split"]], sort_keys=True)
+        OmegaConf.update(shared, name, None)
+    return json.dumps([OmegaConf.to_container(shared), results["protocol"], results["split"]], sort_keys=True)
 
 
-def _never_started(folders: Sequence[Path], started: Sequence[Job]) -> list[Job]:
-    """The jobs that a grid announced and no run's folder has."""
+def _announced(folders: Sequence[Path]) -> list[Job]:
+    """The jobs of all grids below the folders."""
     paths = {path for folder in folders for path in folder.rglob("multirun.yaml")}
-    configs = [_load(path) for path in sorted(paths)]
-    jobs = [Job(config.task, words) for config in configs for words in _announced(config.hydra)]
-    seen = {frozenset(job.words) for job in started}
-    return [job for job in jobs if job.task in _READERS and frozenset(job.words) not in seen]
+    configs = [config for config in map(_load, sorted(paths)) if config.task in _READERS]
+    return [(config.task, words) for config in configs for words in _grid(config.hydra)]
 
 
-def _announced(config: DictConfig) -> list[tuple[str, ...]]:
+def _grid(config: DictConfig) -> list[tuple[str, ...]]:
     """Overrides of the jobs of a grid; none where the sweeper chooses as it goes."""
     if not config.sweeper._target_.endswith(".BasicSweeper"):
         return []

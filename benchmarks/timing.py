@@ -48,7 +48,7 @@ def arguments(description: str | None) -> ArgumentParser:
 def build(options: Namespace, crop: int, batch: int, classes: int, device: str | None = None) -> Setting:
     """A network with random weights, which take as long as others, and a batch of noise for it."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        cfg = hydra.compose("train", ["model.backbone.pretrained=null", *options.overrides])
+        cfg = hydra.compose("train", ["backbone.pretrained=null", *options.overrides])
     device = device or options.device
     net: AFANet = instantiate(cfg.model, num_classes=classes).to(device)
     if options.compile:

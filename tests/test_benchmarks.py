@@ -15,7 +15,7 @@ import scaling
 import timing
 import training_step
 
-TINY = ["model.decoder_dim=16", "model.backbone.variant=tiny", "--rounds", "1", "--threads", "1"]
+TINY = ["method.decoder_dim=16", "backbone.variant=tiny", "--rounds", "1", "--threads", "1"]
 
 
 def rows_of(output):

@@ -26,9 +26,9 @@ from wsss_afa.methods.base import AFALightningModule
 
 STEPS = 20
 EQUAL = [
-    "model.backbone.drop_path_rate=0.0",
-    "pseudo_label.start_step=5",
-    "pseudo_label.propagation_step=12",
+    "backbone.drop_path_rate=0.0",
+    "method.phases.segmentation=6",
+    "method.phases.propagation=13",
     f"trainer.max_steps={STEPS}",
     "trainer.val_check_interval=100",
     "trainer.limit_val_batches=0",
@@ -146,7 +146,7 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(runs):
 def test_with_counts_of_their_own_they_learn_what_one_does_in_two_parts(runs):
     """An accumulated part of a batch knows the pixels of no other."""
     root, (shared, others) = runs
-    two, weights = learnt(root / "own", f"trainer.max_steps={STEPS}", "loss.shared_counts=false", two=True)
+    two, weights = learnt(root / "own", f"trainer.max_steps={STEPS}", "method.shared_counts=false", two=True)
     parts, same = learnt(root / "parts", f"trainer.max_steps={STEPS}", "trainer.accumulate_grad_batches=2")
     assert len(parts) == 2 * STEPS
     assert torch.allclose(two, parts.view(-1, 2).mean(1), atol=1e-5, rtol=0)
@@ -164,7 +164,7 @@ def with_statistics():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="SyncBatchNorm takes two GPUs")
 def test_shared_batch_statistics_on_gpus(tmp_path):
     """Two labelled steps, the second of which sees the statistics' gradient."""
-    steps = ["trainer.max_steps=3", "pseudo_label.start_step=0", "trainer.accelerator=gpu"]
+    steps = ["trainer.max_steps=3", "method.phases.segmentation=1", "trainer.accelerator=gpu"]
     one, weights = learnt(tmp_path / "one", *steps, also=with_statistics)
     two, same = learnt(tmp_path / "two", *steps, two=True, also=with_statistics)
     assert torch.allclose(two, one, atol=1e-4, rtol=0)

@@ -75,9 +75,9 @@ def test_a_run_killed_anywhere_ends_as_the_unbroken_one(place, whole, tmp_path):
     [
         ["data.num_workers=2"],
         ["data.batch_size=8", "trainer.accumulate_grad_batches=2"],
-        ["pseudo_label=none", "data.balanced=true"],
+        ["method.labels=cam", "data.balanced=true"],
         ["trainer.limit_val_batches=0"],
-        ["loss=afa_reg"],
+        ["method.weights.reg=0.01"],
         ["deterministic=true"],
     ],
     ids=" ".join,

@@ -38,7 +38,7 @@ SMALL = [
     "data.num_classes=3",
     "data.val_images=2",
     "data.batch_size=2",
-    "model.decoder_dim=16",
+    "method.decoder_dim=16",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.log_every_n_steps=1",
@@ -89,7 +89,7 @@ def test_examples_of_help_compose(program):
 
 
 def test_help_shows_what_the_words_before_it_compose(run):
-    page = run(train, "+experiment=voc", "pseudo_label=none", "optim.lr=0.125", "-h")
+    page = run(train, "+experiment=voc", "method.labels=cam", "optim.lr=0.125", "-h")
     assert re.search(r"^  data +coco folder streaming synthetic \[voc\]$", page, re.MULTILINE)
     assert re.search(r"^  \+experiment +coco demo folder", page, re.MULTILINE)
     assert re.search(r"^  optim\.lr=0\.125 +of the encoder$", page, re.MULTILINE)
@@ -166,7 +166,7 @@ def log(tmp_path_factory):
     texts = []
     for steps in (40, 44):
         words = [*SMALL, "hydra.run.dir=run", f"trainer.max_steps={steps}", "trainer.val_check_interval=16"]
-        words += ["pseudo_label.start_step=28", "pseudo_label.propagation_step=33"]
+        words += ["method.phases.segmentation=29", "method.phases.propagation=34"]
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
             patch.setattr(sys, "argv", ["train", *words])
             patch.chdir(folder)
@@ -281,7 +281,7 @@ def test_every_extra_that_an_error_names_exists():
 @pytest.mark.slow
 def test_two_processes_train_with_the_same_total_batch_and_warn_of_nothing(tmp_path):
     command = [sys.executable, "-m", "wsss_afa.train", *SMALL, "trainer.devices=2", "trainer.max_steps=6"]
-    command += ["pseudo_label.start_step=1", "pseudo_label.propagation_step=3", f"hydra.run.dir={tmp_path}"]
+    command += ["method.phases.segmentation=2", "method.phases.propagation=4", f"hydra.run.dir={tmp_path}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("2 images a step, 2 processes × 1;") == 1

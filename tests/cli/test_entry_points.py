@@ -27,9 +27,9 @@ SMALL = [
     "data.num_classes=3",
     "data.val_images=6",
     "data.batch_size=4",
-    "model.decoder_dim=16",
-    "pseudo_label.start_step=1",
-    "pseudo_label.propagation_step=3",
+    "method.decoder_dim=16",
+    "method.phases.segmentation=2",
+    "method.phases.propagation=4",
     "trainer.max_steps=6",
     "trainer.val_check_interval=4",
     "trainer.accelerator=cpu",
@@ -90,7 +90,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in Path(CONFIG_DIR, "experiment").glob("*.yaml")))
 @pytest.mark.parametrize("labels", ["none", "par", "afa"])
 def test_every_experiment_builds(experiment, labels, tmp_path):
-    overrides = [f"+experiment={experiment}", f"pseudo_label={labels}", "model.backbone.pretrained=null"]
+    overrides = [f"+experiment={experiment}", f"pseudo_label={labels}", "backbone.pretrained=null"]
     if experiment == "folder":
         overrides.append(f"data.root={tagged_folder(tmp_path)}")
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
@@ -196,8 +196,8 @@ VOC_SMALL = [
     "data.num_workers=0",
     "data.batch_size=2",
     "data.crop_size=64",
-    "model.backbone.variant=b0",
-    "model.backbone.pretrained=null",
+    "backbone.variant=b0",
+    "backbone.pretrained=null",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.max_steps=2",
@@ -211,11 +211,11 @@ MISTAKES = {
     ),
     "misspelt, added": ([*SMALL, "+data.hue=1"], r"data\.hue is no setting"),
     "unknown option": ([*SMALL, "data=pascal"], r"pascal"),
-    "bad value": ([*SMALL, "model.pool_top_k=0"], r"pool_top_k=0"),
+    "bad value": ([*SMALL, "method.pool_top_k=0"], r"pool_top_k=0"),
     "missing root": ([*VOC_SMALL, "data.root=nowhere"], r"nowhere.*data\.root"),
-    "unknown variant": ([*SMALL, "model.backbone.variant=b9"], r"b9.*b0"),
+    "unknown variant": ([*SMALL, "backbone.variant=b9"], r"b9.*b0"),
     "uneven batch": ([*SMALL, "trainer.accumulate_grad_batches=3"], r"multiple of 3"),
-    "no weights": ([*SMALL, "model.backbone.pretrained=nowhere.pth"], r"nowhere\.pth.*null"),
+    "no weights": ([*SMALL, "backbone.pretrained=nowhere.pth"], r"nowhere\.pth.*null"),
 }
 
 

@@ -40,7 +40,7 @@ pytestmark = [
 
 
 def small_recipe(*overrides):
-    small = ["+experiment=synthetic", "data.num_classes=3", "model.decoder_dim=16", *overrides]
+    small = ["+experiment=synthetic", "data.num_classes=3", "method.decoder_dim=16", *overrides]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         return make_recipe(hydra.compose("train", small), CLASSES)
 
@@ -91,7 +91,7 @@ def make_batch(height=34, width=46, tags=(1, 0, 1)):
 def test_a_band_is_what_training_would_make_of_the_whole_image(source, step):
     torch.manual_seed(1)
     labels = "none" if source == "cam" else "afa"
-    recipe = small_recipe(f"pseudo_label={labels}", "pseudo_label.low=0.1", "pseudo_label.high=0.2")
+    recipe = small_recipe(f"pseudo_label={labels}", "method.low=0.1", "method.high=0.2")
     net, labeler = build(recipe)
     net.eval()
     batch = make_batch()
@@ -202,7 +202,7 @@ def test_labels_of_other_settings_are_not_mixed(run, tmp_path):
         message = run("source=cam", f"out={out}", "background=0.4", change)
         assert message.startswith(f"error: out={out} has labels of ")
         assert len(message.splitlines()) == 1
-    other = save_checkpoint(tmp_path / "other.ckpt", "model.affinity_gain=0.5")
+    other = save_checkpoint(tmp_path / "other.ckpt", "method.affinity_gain=0.5")
     assert "checkpoint_sha256" in run("source=cam", f"out={out}", "background=0.4", f"ckpt={other}")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "photos").mkdir()
@@ -304,7 +304,7 @@ def test_a_mistake_gets_one_line(mistake, run, tmp_path, monkeypatch):
 
 
 def test_affinity_that_was_not_trained_is_refused(run, tmp_path):
-    baseline = save_checkpoint(tmp_path / "none.ckpt", "pseudo_label=none")
+    baseline = save_checkpoint(tmp_path / "none.ckpt", "method.labels=cam")
     assert "teaches no affinity" in run(f"ckpt={baseline}", f"out={tmp_path}/x", "source=affinity")
     assert "5 PNGs" in run(f"ckpt={baseline}", f"out={tmp_path}/x", "source=par")
 

@@ -93,24 +93,24 @@ def test_differences_are_paired_over_common_seeds():
 
 
 def test_the_table_counts_seeds_and_names_what_is_missing(run, tmp_path):
-    rows = ["pseudo_label=none", "pseudo_label=par"]
-    announce(tmp_path, "+experiment=synthetic", "pseudo_label=none,par", "seed=0,1,2")
+    rows = ["method.labels=cam", "method.labels=par"]
+    announce(tmp_path, "+experiment=synthetic", "method.labels=cam,par", "seed=0,1,2")
     scores = {(0, 0): 40.0, (0, 1): 50.0, (0, 2): 42.0, (1, 0): 45.0, (1, 1): 57.0}
     for (row, seed), seg in scores.items():
         leave_run(tmp_path / str(3 * row + seed), "+experiment=synthetic", rows[row], f"seed={seed}", seg=seg)
     code, text = run(sweep_report, f"runs={tmp_path}")
     assert code == 0
     best, last = text.split("**last validation**")
-    assert "| pseudo_label=none | 0, 1, 2 | 45.0 ± 5.3 | 90.0 ± 0.0 |  |" in best
-    assert "| pseudo_label=none | 0, 1, 2 | 44.0 ± 5.3 | 90.0 ± 0.0 |  |" in last
-    assert "| pseudo_label=par | 0, 1 (not 2) | 51.0 ± 8.5 | 90.0 ± 0.0 | +6.0 ± 1.0 (p = 0.105) |" in last
-    assert "- pseudo_label=par seed=2: never started" in text
-    assert "- pseudo_label=par: no seed 2" in text
+    assert "| method.labels=cam | 0, 1, 2 | 45.0 ± 5.3 | 90.0 ± 0.0 |  |" in best
+    assert "| method.labels=cam | 0, 1, 2 | 44.0 ± 5.3 | 90.0 ± 0.0 |  |" in last
+    assert "| method.labels=par | 0, 1 (not 2) | 51.0 ± 8.5 | 90.0 ± 0.0 | +6.0 ± 1.0 (p = 0.105) |" in last
+    assert "- method.labels=par seed=2: never started" in text
+    assert "- method.labels=par: no seed 2" in text
     assert (tmp_path / f"{FILE}.md").read_text() in text
     code, message = run(sweep_report, f"runs={tmp_path}", "strict=true")
     assert code == 1
     assert message.startswith(
-        "error: strict=true, and not all is there: pseudo_label=par seed=2: never started"
+        "error: strict=true, and not all is there: method.labels=par seed=2: never started"
     )
     assert len(message.splitlines()) == 1
 
@@ -167,13 +167,13 @@ def test_of_equal_runs_the_later_counts_and_both_are_named(tmp_path):
 def test_where_data_lie_and_devices_make_no_other_row(tmp_path):
     leave_run(tmp_path / "0", "+experiment=voc", "seed=0", "data.root=/a", seg=50.0)
     leave_run(tmp_path / "1", "+experiment=voc", "seed=1", "data.root=/b", "trainer.devices=2", seg=51.0)
-    leave_run(tmp_path / "2", "+experiment=voc", "seed=0", "model.backbone.pretrained=null", seg=20.0)
+    leave_run(tmp_path / "2", "+experiment=voc", "seed=0", "backbone.pretrained=null", seg=20.0)
     rows, problems = make_rows(find_runs([tmp_path]))
     assert {title: sorted(row) for title, row in rows.items()} == {
         "unchanged": [0, 1],
-        "model.backbone.pretrained=null": [0],
+        "backbone.pretrained=null": [0],
     }
-    assert problems == ["model.backbone.pretrained=null: no seed 1"]
+    assert problems == ["backbone.pretrained=null: no seed 1"]
     assert "(seeds" not in write_markdown(tabulate(rows), problems)
 
 

@@ -21,8 +21,7 @@ from torch import nn
 from soak import _SERVER, SMALL, children, finish, launch
 from wsss_afa.callbacks import processes
 from wsss_afa.callbacks.faults import explain
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 
 STEPS = 20
 EQUAL = [
@@ -79,32 +78,16 @@ def never(module, mode=True):
 def steady(folder, also=print):
     """No statistics of a batch, no dropout; and a file of each process's losses."""
     nn.BatchNorm2d.train = nn.Dropout2d.train = never
-    total, classification = AFALoss.total, AFALoss.classification
+    training_step = Method.training_step
 
-    def written(self, terms):
-        loss = total(self, terms)
-        write(loss)
-        return loss
-
-    def written_alone(self, logits, class_label):
-        loss = classification(self, logits, class_label)
-        if not self.segmenting:
-            write(loss)
-        return loss
-
-    def write(loss):
+    def written(self, batch, batch_idx):
+        self.train()
+        loss = training_step(self, batch, batch_idx)
         with (folder / f"losses_{os.environ.get('LOCAL_RANK', '0')}").open("a") as file:
             file.write(f"{loss.item():.9g}\n")
+        return loss
 
-    training_step = AFALightningModule.training_step
-
-    def noted(self, batch, batch_idx):
-        self.train()
-        self.loss.segmenting = self.labeler.needed(self.global_step)
-        return training_step(self, batch, batch_idx)
-
-    AFALoss.total, AFALoss.classification = written, written_alone
-    AFALightningModule.training_step = noted
+    Method.training_step = written
     also()
 
 
@@ -176,14 +159,14 @@ def test_shared_batch_statistics_on_gpus(tmp_path):
 
 def stuck(rank, hook, step, act):
     """Let one process do something at a step."""
-    method = getattr(AFALightningModule, hook)
+    method = getattr(Method, hook)
 
     def wrapped(self, *args):
         if self.global_step == step and os.environ["LOCAL_RANK"] == str(rank):
             act()
         return method(self, *args)
 
-    setattr(AFALightningModule, hook, wrapped)
+    setattr(Method, hook, wrapped)
 
 
 def die():

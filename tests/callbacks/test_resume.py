@@ -13,19 +13,19 @@ import torch
 
 from soak import finish, identical, killed, launch, outcome
 from wsss_afa.callbacks.reproducibility import StepSeeds
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 
 
 def kill_in(hook: str, step: int) -> None:
     """Make a method of the module, called at a step, the last thing that the process does."""
-    method = getattr(AFALightningModule, hook)
+    method = getattr(Method, hook)
 
     def fatal(self, *args):
         if self.global_step == step and not self.trainer.sanity_checking:
             os.kill(os.getpid(), signal.SIGKILL)
         return method(self, *args)
 
-    setattr(AFALightningModule, hook, fatal)
+    setattr(Method, hook, fatal)
 
 
 def resumed(folder, overrides, *traps):

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import subprocess
 import sys
 import tomllib
 from contextlib import redirect_stdout
@@ -21,13 +20,13 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from quiet import QUIET
-from wsss_afa import train
+from two_processes import run_as_two
+from wsss_afa import train, types
 from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
 from wsss_afa.callbacks.progress import Progress
 from wsss_afa.cli import entry_point as cli
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
-from wsss_afa.methods.supervised import GivenLabels
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -52,12 +51,6 @@ pytestmark = QUIET
 def run(run):
     """What a program printed, or its line of error."""
     return lambda *arguments: run(*arguments)[1]
-
-
-def labeler(stage="afa", **settings):
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        cfg = hydra.compose("train", [f"pseudo_label={stage}"])
-    return instantiate(cfg.pseudo_label, **settings)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -93,33 +86,15 @@ def test_help_shows_what_the_words_before_it_compose(run):
     assert re.search(r"^  data +coco folder streaming synthetic \[voc\]$", page, re.MULTILINE)
     assert re.search(r"^  \+experiment +coco demo folder", page, re.MULTILINE)
     assert re.search(r"^  optim\.lr=0\.125 +of the encoder$", page, re.MULTILINE)
-    assert re.search(r"^  pseudo_label\.low=0\.35 +β_l$", page, re.MULTILINE)  # said in afa.yaml
+    assert re.search(r"^  method\.low=0\.35 +β_l: scores", page, re.MULTILINE)
     assert "_target_" not in page
     assert run(train, "--help", "optim.lrr=1").startswith("error: optim.lrr is no setting of this run")
 
 
-def test_phases_are_those_that_the_labeler_goes_through():
-    made = labeler(start_step=3, propagation_step=6)
-    phases = plan(made, 10)
-    assert [str(phase) for phase in phases] == [
-        "classification 0–3",
-        "refined labels 4–6",
-        "propagated labels 7–9",
-    ]
-    assert [step for step in range(10) if made.needed(step)] == list(range(phases[1].first, 10))
-    assert [phase.name for phase in plan(made, 7)] == ["classification", "refined labels"]
-    assert [phase.name for phase in plan(labeler("par"), 9000)] == ["classification", "refined labels"]
-    assert [phase.name for phase in plan(labeler("none"), 9000)][1] == "thresholded activation maps"
-    late = plan(labeler(start_step=5, propagation_step=2), 10)
-    assert [str(phase) for phase in late] == ["classification 0–5", "propagated labels 6–9"]
-    assert [str(phase) for phase in plan(GivenLabels(), 5)] == ["given labels 0–4"]
-
-
-def test_a_step_with_labels_is_reckoned_by_its_passes():
-    assert plan(labeler(), 9000)[1].cost == 3.0  # 1, 0.25 and 2.25 of a crop, twice, less the known one
-    own = {"scales": [1.0], "mirror": False}
-    assert plan(labeler(cam=own), 9000)[1].cost == 1.0
-    assert plan(labeler(cam=own, reuse_training_pass=False), 9000)[1].cost == pytest.approx(4 / 3)
+def test_phases_that_have_no_step_are_left_out():
+    phases = [types.Phase("one", 0), types.Phase("two", 4), types.Phase("three", 7)]
+    assert [str(phase) for phase in plan(phases, 10)] == ["one 0–3", "two 4–6", "three 7–9"]
+    assert [str(phase) for phase in plan(phases, 7)] == ["one 0–3", "two 4–6"]
 
 
 def test_the_pace_is_measured_without_warm_up_and_validation():
@@ -203,7 +178,7 @@ def test_the_start_says_what_begins(log):
         opening[1],
     )
     assert "mix_transformer tiny, random weights: backbone 1.2 M" in opening[2]
-    assert "classification 0–28, refined labels 29–33, propagated labels 34–39" in opening[3]
+    assert "classification 0–28, segmentation 29–33, propagation 34–39" in opening[3]
     assert "2 images a step, 1 process × 2" in opening[4]
     assert "32-true" in opening[5]
     assert "\nrun       run, 44 steps; at step 40, phase 3 of 3\n" in texts[1]
@@ -280,10 +255,9 @@ def test_every_extra_that_an_error_names_exists():
 
 @pytest.mark.slow
 def test_two_processes_train_with_the_same_total_batch_and_warn_of_nothing(tmp_path):
-    command = [sys.executable, "-m", "wsss_afa.train", *SMALL, "trainer.devices=2", "trainer.max_steps=6"]
-    command += ["method.phases.segmentation=2", "method.phases.propagation=4", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("2 images a step, 2 processes × 1;") == 1
-    assert done.stdout.count("\ndone ") == 1
+    words = [*SMALL, "trainer.max_steps=6", "method.phases.segmentation=2", "method.phases.propagation=4"]
+    output = run_as_two(train, tmp_path, *words, f"hydra.run.dir={tmp_path}")
+    assert output.count("2 images a step, 2 processes × 1;") == 1
+    assert output.count("\ndone ") == 1
+    assert "warn" not in output.lower()
     assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 6

@@ -50,7 +50,12 @@ def test_values_are_taken_along(old, new):
 
 
 def test_a_program_ends_with_one_line(run, tmp_path):
-    words = ["+experiment=synthetic", "pseudo_label=par", "loss.seg_weight=0.3", f"hydra.run.dir={tmp_path}/x"]
+    words = [
+        "+experiment=synthetic",
+        "pseudo_label=par",
+        "loss.seg_weight=0.3",
+        f"hydra.run.dir={tmp_path}/x",
+    ]
     line = (
         "error: pseudo_label=par is now method.labels=par; loss.seg_weight=0.3 is now method.weights.seg=0.3"
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from painter import RECIPE, run_predict, save_checkpoint, scene
+from painter import NAMES, run_predict, save_checkpoint, scene
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor, Sizes
@@ -72,7 +72,7 @@ def test_a_folder_is_predicted(checkpoint, photos, tmp_path, capsys):
     assert content["complete"]
     assert content["checkpoint"] == str(checkpoint)
     assert content["protocol"]["name"] == "plain"
-    assert content["class_names"] == ["background", *RECIPE["class_names"]]
+    assert content["class_names"] == ["background", *NAMES]
     assert content["palette"] == voc_palette(4).tolist()
     printed = capsys.readouterr().out
     assert "predicted 4 of 4 images" in printed

@@ -15,7 +15,6 @@ import hydra
 import numpy as np
 import pandas as pd
 import pytest
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from scipy.stats import ttest_rel
@@ -227,23 +226,18 @@ def test_rows_of_tables_2_and_3_are_what_they_are_called(experiment):
         cfg = compose(f"sweep/{row}", f"+experiment={experiment}", f"+sweep={row.partition('=')[0]}")
         own = compose(f"+experiment={experiment}")
         assert cfg.optim == own.optim
-        assert cfg.pseudo_label.refine == own.pseudo_label.refine
-        late = cfg.pseudo_label.propagation_step >= cfg.trainer.max_steps
-        labeler = instantiate(cfg.pseudo_label)
-        parts = (labeler.refine is not None, labeler.propagate is not None, late)
+        assert cfg.method.refine == own.method.refine
+        late = cfg.method.phases.propagation >= cfg.trainer.max_steps
         return (
-            *parts,
-            cfg.loss.affinity_weight / own.loss.affinity_weight,
-            cfg.loss.dense_energy is not None,
-        )
+            cfg.method.labels, late, cfg.method.weights.aff / own.method.weights.aff, cfg.method.weights.reg
+        )  # fmt: skip
 
-    assert labels("table2=baseline") == (False, False, False, 1, False)
-    assert labels("table2=par") == labels("table3=no_affinity") == (True, False, False, 1, False)
-    assert labels("table2=affinity") == (True, True, True, 1, False)
-    assert labels("table2=afa") == labels("table3=full") == (True, True, False, 1, False)
-    assert labels("table2=afa_reg") == (True, True, False, 1, True)
-    assert labels("table3=no_propagation") == (True, True, True, 1, False)
-    assert labels("table3=attention") == labels("table3=untaught") == (True, True, False, 0, False)
+    assert labels("table2=baseline") == ("cam", False, 1, 0)
+    assert labels("table2=par") == labels("table3=no_affinity") == ("par", False, 1, 0)
+    assert labels("table2=affinity") == labels("table3=no_propagation") == ("afa", True, 1, 0)
+    assert labels("table2=afa") == labels("table3=full") == ("afa", False, 1, 0)
+    assert labels("table2=afa_reg") == ("afa", False, 1, 0.01)
+    assert labels("table3=attention") == labels("table3=untaught") == ("afa", False, 0, 0)
 
 
 def test_table_2_with_its_crf_row_in_two_commands(run, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SCHEDULE = (
-    "+experiment=synthetic method.phases.segmentation=3 method.phases.propagation=7 optim.warmup_steps=2 "
+    "+experiment=synthetic pseudo_label.start_step=2 pseudo_label.propagation_step=6 optim.warmup_steps=2 "
     "trainer.max_steps=10 trainer.val_check_interval=5 trainer.log_every_n_steps=1 trainer.accelerator=cpu "
     "trainer.devices=1 callbacks.pictures.num_images=2 "
 )

@@ -21,6 +21,7 @@ from untrained import CLASSES, save, small_recipe, untrained
 from wsss_afa import pseudo_labels
 from wsss_afa.data.label_folder import LabelFolder, label_path
 from wsss_afa.data.synthetic import SyntheticScenes
+from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.errors import UserError
 from wsss_afa.inference import label_writer
 from wsss_afa.inference.label_source import LabelSource, merge_labels
@@ -217,7 +218,7 @@ def test_processes_share_the_images_out():
     scenes = SyntheticScenes(7, 32, 3)
     seen = []
     for rank in range(3):
-        images = label_writer.WholeImages(scenes, 0, False)
+        images = label_writer.WholeImages(scenes, EvalTransform(), 0, False)
         images.trainer = SimpleNamespace(global_rank=rank, world_size=3)
         share = images.predict_dataloader()
         seen.append([batch["name"][0] for batch in share])
@@ -237,7 +238,7 @@ def test_two_processes_count_the_same(run, tmp_path, checkpoint):
 
 MISTAKES = {
     "no folder": ([], r"out=VALUE"),
-    "unknown source": (["source=crf"], r"source=crf .* cam, par, affinity, seg"),
+    "unknown source": (["source=crf"], r"source=crf: .* cam, par, affinity, seg"),
     "unknown split": (["split=test", "out=x"], r"split=test .* train or val"),
     "unknown format": (["format=[jpg]", "out=x"], r"format=\['jpg'\]"),
     "coco alone": (["format=[coco]", "out=x"], r"\[png, coco\]"),

@@ -7,8 +7,6 @@ import importlib.util
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -261,6 +259,7 @@ def test_table_2_with_its_crf_row_in_two_commands(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # their own
 @pytest.mark.parametrize(
     ("package", "arguments"),
     [
@@ -269,12 +268,12 @@ def test_table_2_with_its_crf_row_in_two_commands(run, tmp_path, monkeypatch):
         ("joblib", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]),
     ],
 )
-def test_sweepers_and_launchers_of_hydra(package, arguments, tmp_path):
+def test_sweepers_and_launchers_of_hydra(package, arguments, run, tmp_path, monkeypatch):
     plugin = "hydra_optuna_sweeper" if package == "optuna" else f"hydra_{package}_launcher"
     pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"needs {plugin.replace('_', '-')}")
-    command = [sys.executable, "-m", "wsss_afa.train", "-m", *SMALL, *arguments, "hydra.sweep.dir=sweep"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    code, output = run(train, "-m", *SMALL, *arguments, "hydra.sweep.dir=sweep")
+    assert code == 0, output
     assert len(find_runs([tmp_path / "sweep"]).runs) == 1
     assert (tmp_path / "sweep" / "optimization_results.yaml").is_file() == (package == "optuna")
 

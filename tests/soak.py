@@ -34,6 +34,7 @@ SMALL = [
     "+experiment=synthetic",
     "data.image_size=32",
     "data.num_classes=3",
+    "data.train_images=40",
     "data.val_images=3",
     "data.batch_size=4",
     "method.decoder_dim=16",

@@ -25,7 +25,13 @@ from wsss_afa.reports.sweep import find_runs
 from wsss_afa.reports.table import make_rows, paired_difference, tabulate, write_markdown
 from wsss_afa.sweep_report import FILE
 
-SMALL = [*SMALL_RUN, "trainer.max_steps=3", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"]
+SMALL = [
+    *SMALL_RUN,
+    "data.train_images=40",
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=3",
+    "trainer.log_every_n_steps=1",
+]
 GRIDS = {
     "table1": 6,
     "table2": 4,

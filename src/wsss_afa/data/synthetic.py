@@ -11,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import cv2
@@ -200,7 +201,7 @@ class SyntheticScenes:
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
         self.summary = f"{length} generated scenes for {split}"
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all scenes, (n, C); each scene's objects are placed to know them, but not painted."""
         labels = np.zeros((self.length, len(self.class_names)), bool)

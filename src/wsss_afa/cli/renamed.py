@@ -1,4 +1,4 @@
-"""Overrides that have another name now, so that commands which people have written down say how they go on."""
+"""Overrides that have another name now: commands that people have written down say how they go on."""
 
 from __future__ import annotations
 

@@ -34,7 +34,6 @@ SMALL = [
     "+experiment=synthetic",
     "data.image_size=32",
     "data.num_classes=3",
-    "data.train_images=40",
     "data.val_images=3",
     "data.batch_size=4",
     "method.decoder_dim=16",
@@ -48,6 +47,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.num_images=0",
     "callbacks.steps.every_n_steps=4",
+    "data.train_images=40",
 ]
 """A run of a second that goes through all three phases: labels from step 5 on, propagated from step 11."""
 

@@ -54,7 +54,7 @@ def files(tmp_path_factory):
         add_toy(patch)
         save_toy(folder / "wetr_iter_5.pth")
         program = export.make_program(Exportable(load(folder / "wetr_iter_5.pth")))
-        patch.setattr(export, "make_program", lambda model: program)
+        patch.setattr(export, "make_program", lambda model: program)  # one trace for all, as it takes long
         for name in ("onnx", "torch"):
             run(patch, f"ckpt={folder}/wetr_iter_5.pth", "part=all", f"format={name}")
     return folder
@@ -170,14 +170,15 @@ def test_pt2_refuses_a_side_that_is_too_short(files):
         program(torch.zeros(1, 3, 96, 73, dtype=torch.uint8))
 
 
-@pytest.mark.slow
-def test_segmentation_alone(files, net, tmp_path, monkeypatch, capsys):
-    path, photos = tmp_path / "folder" / "part.pt2", photographs((1, 80, 90))
+def test_the_program_says_what_it_wrote_and_leaves_one_file(files, tmp_path, monkeypatch, capsys):
+    add_toy(monkeypatch)
+    program = torch.export.load(files / "wetr_iter_5.pt2")
+    monkeypatch.setattr(export, "make_program", lambda model: program)
+    path = tmp_path / "folder" / "part.pt2"
     run(monkeypatch, f"ckpt={files}/wetr_iter_5.pth", "format=torch", f"output={path}")
-    outputs = torch.export.load(path).module()(torch.from_numpy(photos.transpose(0, 3, 1, 2)))
-    assert list(outputs) == ["probability"]
-    assert (outputs["probability"] - expected(net, photos)["probability"]).abs().max() < 1e-5
-    assert capsys.readouterr().out.startswith(f"written   {path}, ")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"written   {path}, ")
+    assert lines[-1] == "outputs   probability"
     assert [each.name for each in path.parent.iterdir()] == ["part.pt2"]
 
 

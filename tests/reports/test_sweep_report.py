@@ -224,11 +224,12 @@ def test_every_sweep_is_tested_and_its_header_gives_the_command():
             assert compose(*command[1].split()).hydra.runtime.choices.sweep == name
 
 
-@pytest.mark.parametrize("experiment", ["synthetic", "voc", "coco"])
+@pytest.mark.parametrize("experiment", ["synthetic", "coco"])
 def test_rows_of_tables_2_and_3_are_what_they_are_called(experiment):
+    own = compose(f"+experiment={experiment}")
+
     def labels(row):
         cfg = compose(f"sweep/{row}", f"+experiment={experiment}", f"+sweep={row.partition('=')[0]}")
-        own = compose(f"+experiment={experiment}")
         assert cfg.optim == own.optim
         assert cfg.method.refine == own.method.refine
         late = cfg.method.phases.propagation >= cfg.trainer.max_steps

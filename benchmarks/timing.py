@@ -12,9 +12,9 @@ import torch
 from hydra.utils import instantiate
 from torch.optim import Optimizer
 from torch.utils.benchmark import Measurement, Timer
+from wsss_afa.methods.afa.loss import AFALoss
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.methods.afa.loss import AFALoss
 from wsss_afa.methods.afa.network import AFANet, parameter_kinds
 from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
 from wsss_afa.types import Batch

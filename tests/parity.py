@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from wsss_afa.methods.afa.loss import AFALoss
+
 from wsss_afa.methods.afa.network import AFANet, parameter_kinds
 from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
 from wsss_afa.methods.optim import AdamWPoly

@@ -118,7 +118,7 @@ def test_imports_go_one_way(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_method_knows_another_and_nobody_else_knows_any(name):
-    """What a method's folder defines is its own; ``recipe.py`` reads the files that AFA's authors released."""
+    """What a method's folder defines is its own; ``recipe.py`` reads the files of AFA's authors."""
     inside = name.split("/")[1] if name.startswith("methods/") and name.count("/") > 1 else None
     for file in own_files(TREES[name]):
         parts = file.split("/")

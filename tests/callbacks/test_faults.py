@@ -14,13 +14,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from wsss_afa.methods.afa.loss import AFALoss
 
 from soak import children, finish, identical, launch, outcome
 from wsss_afa import train
 from wsss_afa.callbacks import checkpoints as checkpointing
 from wsss_afa.callbacks.faults import FiniteLoss, explain, tolerate
 from wsss_afa.errors import UserError
-from wsss_afa.methods.afa.loss import AFALoss
 from wsss_afa.methods.base import AFALightningModule
 
 

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import nn
+from wsss_afa.methods.afa.loss import AFALoss
 
 from soak import _SERVER, SMALL, children, finish, launch
 from wsss_afa.callbacks import processes
 from wsss_afa.callbacks.faults import explain
-from wsss_afa.methods.afa.loss import AFALoss
 from wsss_afa.methods.base import AFALightningModule
 
 STEPS = 20

@@ -19,10 +19,10 @@ import lightning.fabric.loggers.tensorboard as board
 import pytest
 from hydra.utils import instantiate
 from rich.console import Console
+from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
 
 from quiet import QUIET
 from wsss_afa import train
-from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
 from wsss_afa.callbacks.progress import Progress
 from wsss_afa.cli import entry_point as cli
 from wsss_afa.cli.config_dir import CONFIG_DIR

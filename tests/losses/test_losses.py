@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 from torch import Tensor
 from torch.autograd import gradcheck
+from wsss_afa.methods.afa.loss import AFALoss
 
 import reference
 from wsss_afa.losses.affinity import affinity_loss
 from wsss_afa.losses.classification import classification_loss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 from wsss_afa.losses.segmentation import balanced_cross_entropy
-from wsss_afa.methods.afa.loss import AFALoss
 from wsss_afa.types import Activation, AFAOutput, AffinityTokens, Batch, PseudoLabels
 
 

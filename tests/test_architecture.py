@@ -42,11 +42,11 @@ LOWER = {
     "cli": {"types", "errors", "files"},
 }  # fmt: skip
 """Of each folder, and each file of the ground, what it may import beside its own folder."""
-PROGRAM_ALLOWED = {*LOWER, "__init__", "train", "shard"}
+PROGRAM_ALLOWED = {*LOWER, "__init__"}
 FRAMEWORKS = {
     "lightning": {"methods", "callbacks", "loggers", "inference", "data", *PROGRAMS},
-    "hydra": {"cli", "methods", "reports", *PROGRAMS},
-    "omegaconf": {"cli", "reports", *PROGRAMS},
+    "hydra": {"cli", "callbacks", "methods", "reports", *PROGRAMS},
+    "omegaconf": {"cli", "callbacks", "reports", *PROGRAMS},
     "wandb": {"loggers"},
     "PIL": {"data", "inference", "loggers", "reports", "visualize", *PROGRAMS},
 }

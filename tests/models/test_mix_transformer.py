@@ -14,6 +14,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
+from wsss_afa.methods.afa.released import rename_afa
 from wsss_afa.models.backbones.mix_transformer import (
     VARIANTS,
     MixTransformer,
@@ -22,7 +23,7 @@ from wsss_afa.models.backbones.mix_transformer import (
     to_map,
     to_tokens,
 )
-from wsss_afa.models.weights import fit_mit, read_weights, rename_afa
+from wsss_afa.models.weights import fit_mit, read_weights
 
 GOLDEN = Path(__file__).parents[1] / "data" / "train_step_a.npz"
 

@@ -16,7 +16,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import HTTPError
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,9 +23,7 @@ from torch import Tensor
 
 from wsss_afa.errors import UserError
 from wsss_afa.models.backbones.mix_transformer import mix_transformer
-from wsss_afa.models.weights import check_fit, read_weights, rename_afa, rename_mit
-
-GOLDEN = Path(__file__).parents[1] / "data" / "train_step_a.npz"
+from wsss_afa.models.weights import check_fit, read_weights, rename_mit
 
 
 def nvidia_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,36 +103,6 @@ def test_hugging_face_names(prefix: str):
 def test_names_of_another_network():
     with one_line_error(r"no Mix Transformer's \(keys such as fc\.bias, fc\.weight\); need"):
         rename_mit({"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1), "stem": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_released_afa_names(prefix: str):
-    with np.load(GOLDEN) as archive:
-        state = {
-            prefix + key.removeprefix("state/"): torch.from_numpy(archive[key])
-            for key in archive.files
-            if key.startswith("state/")
-        }
-    renamed = rename_afa(state)
-    assert len(renamed) == len(state)
-    assert {key for key in renamed if not key.startswith("backbone.stages.")} == {
-        *(f"decoder.projections.{i}.{part}" for i in range(4) for part in ("weight", "bias")),
-        "decoder.fuse.weight",
-        *(f"decoder.norm.{part}" for part in ("weight", "bias", "running_mean", "running_var")),
-        "decoder.norm.num_batches_tracked",
-        *(f"{head}.{part}" for head in ("decoder.predict", "affinity_head") for part in ("weight", "bias")),
-        "classifier.weight",
-    }
-    assert [renamed[f"decoder.projections.{i}.weight"].shape[1] for i in range(4)] == [8, 16, 20, 32]
-    assert renamed["affinity_head.weight"].shape == (16,)
-    assert torch.equal(renamed["affinity_head.weight"], state[f"{prefix}attn_proj.weight"][0, :, 0, 0])
-    sr = renamed["backbone.stages.1.blocks.0.attn.sr.weight"]
-    assert torch.equal(sr, state[f"{prefix}encoder.block2.0.attn.sr.weight"])
-
-
-def test_not_a_released_afa_checkpoint(encoder_state: dict[str, Tensor]):
-    with one_line_error(r"no released AFA checkpoint .*block1.*; need encoder"):
-        rename_afa(nvidia_names(encoder_state))
 
 
 def test_missing_and_unexpected_weights(encoder_state: dict[str, Tensor]):

@@ -80,7 +80,7 @@ def test_parameter_counts_are_published_ones():
 
 @pytest.mark.parametrize(
     ("variant", "size"),
-    [("b0", (64, 64)), ("b0", (75, 101)), ("b1", (64, 96)), ("b2", (64, 64)), ("b2", (96, 50))],
+    [("b0", (64, 64)), ("b0", (75, 101)), ("b1", (64, 96)), ("b2", (64, 64))],
 )
 def test_equals_segformer_of_transformers(variant: str, size: tuple[int, int], tmp_path: Path, capfd):
     theirs = segformer(variant)

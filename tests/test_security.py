@@ -20,7 +20,7 @@ from PIL import EpsImagePlugin, Image
 from recipes import small_recipe
 from wsss_afa.callbacks.checkpoints import BestAndLast, resume_point
 from wsss_afa.data.archive import unpack
-from wsss_afa.data.coco import COCO, read_category_ids
+from wsss_afa.data.coco import COCO, COCO_CLASSES, read_category_ids
 from wsss_afa.data.folder.tags import read_tags
 from wsss_afa.data.images import read_image, read_kind, read_mask
 from wsss_afa.data.label_folder import LabelFolder, label_path
@@ -348,16 +348,29 @@ def test_annotations_have_no_entities(entity, tmp_path):
         parse_tags(tmp_path / "a.xml")
 
 
+def coco_folder(root, file_name="7.jpg", segmentation=()):
+    """One image of a cat in COCO's layout; it lies beside the folder of images, too."""
+    (root / "annotations").mkdir()
+    (root / "val2014").mkdir()
+    for path in (root / "val2014" / "7.jpg", root / "secret.jpg"):
+        Image.new("RGB", (60, 40)).save(path)
+    cat = {"image_id": 7, "category_id": 17, "iscrowd": 0, "segmentation": segmentation}
+    images = [{"id": 7, "file_name": file_name, "height": 40, "width": 60}]
+    categories = [{"id": i, "name": name} for i, name in enumerate(COCO_CLASSES, 2)]
+    content = {"images": images, "annotations": [cat], "categories": categories}
+    (root / "annotations" / "instances_val2014.json").write_text(json.dumps(content))
+
+
 def test_images_of_coco_lie_in_their_folder(tmp_path):
-    write(tmp_path)
-    path = tmp_path / "annotations" / "instances_val2014.json"
-    for name in ("../secret.jpg", str(tmp_path / "secret.jpg")):
-        Image.new("RGB", (60, 40)).save(tmp_path / "secret.jpg")
-        content = json.loads(path.read_text())
-        content["images"][0]["file_name"] = name
-        path.write_text(json.dumps(content))
+    for number, name in enumerate(("../secret.jpg", str(tmp_path / "1" / "secret.jpg"))):
+        (tmp_path / str(number)).mkdir()
+        coco_folder(tmp_path / str(number), name)
         with pytest.raises(UserError, match="lacks 1 of the"):
-            COCO(tmp_path, "val")
+            COCO(tmp_path / str(number), "val")
+
+
+def box(left, top, right, bottom):
+    return [[float(x) for x in (left, top, right, top, right, bottom, left, bottom)]]
 
 
 REGIONS = {
@@ -372,9 +385,7 @@ REGIONS = {
 @pytest.mark.parametrize("case", REGIONS)
 def test_regions_do_not_fill_the_memory(case, tmp_path):
     """Outlines and run lengths go to a library in C that believes them."""
-    segmentation = REGIONS[case]
-    content = [annotation(7, 1, [segmentation] if isinstance(segmentation, list) else segmentation)]
-    write(tmp_path, annotations=content)
+    coco_folder(tmp_path, segmentation=REGIONS[case])
     images = COCO(tmp_path, "val", with_mask=True, cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match="mend the file"):
         images[0]

@@ -15,7 +15,9 @@ from wsss_afa.losses.affinity import AffinityLoss, affinity_cross_entropy, affin
 def random_pairs() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     label = torch.randint(0, 3, (2, 6, 6), generator=generator)
-    return torch.randn(2, 6, 6, dtype=torch.float64, generator=generator).sigmoid(), label.where(label < 2, 255)
+    return torch.randn(2, 6, 6, dtype=torch.float64, generator=generator).sigmoid(), label.where(
+        label < 2, 255
+    )
 
 
 def test_affinity_values_and_gradient():

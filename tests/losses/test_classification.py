@@ -74,7 +74,8 @@ def test_balanced_weights_even_out_a_class():
 
 def test_balanced_weights_are_made_of_the_training_tags():
     loss = ClassificationLoss(positive_weight="balanced")
-    assert torch.equal(loss(LOGITS, TAGS), classification_loss(LOGITS, TAGS)), "before there are any"
+    with pytest.raises(AssertionError, match="balance comes first"):
+        loss(LOGITS, TAGS)
     loss.balance(TAGS)
     weight = balanced_positive_weight(TAGS)
     assert weight.tolist() == pytest.approx([1, 1, 0.01])
@@ -86,8 +87,8 @@ def test_balanced_weights_are_made_of_the_training_tags():
     ("settings", "words"),
     [
         ({"tag_smoothing": 1.0}, r"tag_smoothing=1\.0, need a share in \[0, 1\)"),
-        ({"positive_weight": [1, 0]}, r"positive_weight=\[1, 0\], need null, balanced, or numbers above 0"),
-        ({"positive_weight": "even"}, r"positive_weight=even, need null, balanced, or numbers above 0"),
+        ({"positive_weight": [1, 0]}, r"positive_weight=\[1, 0\]: need null, balanced or numbers above 0"),
+        ({"positive_weight": "even"}, r"positive_weight=even: need null, balanced or numbers above 0"),
         ({"positive_weight": [1, 2]}, r"positive_weight has 2 numbers, need 3, one per class"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The contract's base by a toy method that is trained for three steps: phases, sums, logs, idle parameters."""
+"""The base of all methods, by a toy that is trained for three steps: phases, sums, logs, idle parameters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from quiet import QUIET
 from wsss_afa.errors import UserError
+from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.types import MEAN, STD, Batch
@@ -111,6 +112,12 @@ def test_phases_are_in_their_order_in_time():
     assert [tuple(phase) for phase in phases] == [("one", 0), ("two", 5), ("three", 7)]
 
 
+def test_of_phases_that_begin_together_the_last_counts():
+    method = Toy(phases={"one": 0, "two": 5, "three": 5})
+    assert [method.phase(step) for step in (4, 5)] == ["one", "three"]
+    assert Toy(phases={"one": 0, "two": 0}).phase(0) == "two"
+
+
 @pytest.mark.parametrize("phases", [{}, {"one": 1}, {"one": -1, "two": 5}])
 def test_one_phase_begins_at_step_0(phases):
     with pytest.raises(UserError, match=r"method\.phases=.*: one phase has to begin at step 0") as error:
@@ -171,7 +178,7 @@ def test_frozen_parameters_are_no_groups():
 
 
 def test_steps_are_logged_every_so_often():
-    method, record, trainer = trained(steps=4, every=2)
+    method, record, _ = trained(steps=4, every=2)
     assert len(method.seen) == 4
     assert [row["train/loss"] for row in record.rows if "train/loss" in row] == pytest.approx(
         [sum(w * method.seen[i].get(n, 0.0) for n, w in method.weights.items()) for i in (1, 3)]
@@ -192,6 +199,13 @@ def test_backbone_and_decoder_are_compiled_and_no_more(monkeypatch):
     assert list(method.state_dict()) == names
     del method.net.decoder
     method.compile_network()
+
+
+def test_training_tags_reach_the_losses_that_weigh_classes():
+    method = Toy()
+    method.classification = ClassificationLoss(positive_weight="balanced")
+    method.use_tags(torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0]]))
+    assert method.classification.positive_weight.tolist() == pytest.approx([1 / 3, 3])
 
 
 def test_what_a_method_does_not_have_is_said_so():

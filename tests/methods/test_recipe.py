@@ -291,7 +291,10 @@ def test_what_is_no_plain_value_is_refused(case, part):
 
 
 def test_plain_values_are_none_of_it():
-    plain = {"a": [1, 2.5, True, None, "x $y {z}", (1, {"b": "c"})], "_target_": "wsss_afa.ops.cam.MultiScaleCAM"}
+    plain = {
+        "a": [1, 2.5, True, None, "x $y {z}", (1, {"b": "c"})],
+        "_target_": "wsss_afa.ops.cam.MultiScaleCAM",
+    }
     check_plain(plain)
 
 

@@ -124,7 +124,10 @@ def test_a_run_learns_its_labels_and_is_rebuilt_from_its_file(network, run, tmp_
 
 MISTAKES = {
     "no labels": ([*SMALL, *NETWORKS["mit"]], r"labels=DIR"),
-    "no second stage": (["+experiment=synthetic", "data.train_images=8", "data.val_images=4", "labels=."], r"labels=\.: .*second_stage"),
+    "no second stage": (
+        ["+experiment=synthetic", "data.train_images=8", "data.val_images=4", "labels=."],
+        r"labels=\.: .*second_stage",
+    ),
     "missing folder": ([*SMALL, *NETWORKS["mit"], "labels=nowhere"], r"labels=nowhere: no such folder"),
     "unknown backbone": (
         [*SMALL, "backbone=timm_pyramid", "backbone.name=resnet5o", "labels=."],

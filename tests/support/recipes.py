@@ -25,5 +25,7 @@ def small_recipe(
     *overrides: str, class_names: tuple[str, ...] = ("a", "b", "c"), variant: str = "tiny"
 ) -> Recipe:
     """The recipe of AFA on the least Mix Transformer, or of what the overrides choose."""
-    backbone = [] if any(each.startswith("backbone=") for each in overrides) else [f"backbone.variant={variant}"]
+    backbone = (
+        [] if any(each.startswith("backbone=") for each in overrides) else [f"backbone.variant={variant}"]
+    )
     return deepcopy(_compose((*overrides, *backbone), class_names))

@@ -17,8 +17,8 @@ from wsss_afa.callbacks.checkpoints import DurableCheckpointIO, resume_point
 from wsss_afa.callbacks.dashboard import Dashboard
 from wsss_afa.callbacks.faults import RESUME_HINT, explain, tolerate
 from wsss_afa.callbacks.processes import guard
+from wsss_afa.callbacks.progress import Summary
 from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
-from wsss_afa.callbacks.summary import Summary
 from wsss_afa.cli.allocator import keep_freed_memory
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule

@@ -17,8 +17,8 @@ from wsss_afa.callbacks.checkpoints import DurableCheckpointIO, resume_point
 from wsss_afa.callbacks.dashboard import Dashboard
 from wsss_afa.callbacks.faults import RESUME_HINT, explain, tolerate
 from wsss_afa.callbacks.processes import guard
+from wsss_afa.callbacks.progress import Summary
 from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
-from wsss_afa.callbacks.summary import Summary
 from wsss_afa.cli.allocator import keep_freed_memory
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
@@ -118,6 +118,7 @@ def main(cfg: DictConfig) -> float:
     method = build(make_recipe(cfg, data.class_names), trust=None)
     method.optim = instantiate(cfg.optim)
     data.normalize(method.mean, method.std)
+    method.use_tags(torch.from_numpy(data.train_tags))
     use_labels(cfg, data, method)
     if cfg.compile:
         method.compile_network()

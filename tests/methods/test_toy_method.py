@@ -17,7 +17,13 @@ import wsss_afa
 from wsss_afa import evaluate, predict, pseudo_labels, train
 from wsss_afa.data.synthetic import SyntheticScenes
 
-SCENES = ("data=synthetic", "data.image_size=32", "data.num_classes=3", "data.train_images=12", "data.val_images=4")
+SCENES = (
+    "data=synthetic",
+    "data.image_size=32",
+    "data.num_classes=3",
+    "data.train_images=12",
+    "data.val_images=4",
+)
 SHORT = (
     "backbone=mit", "backbone.variant=tiny", "backbone.pretrained=null", "backbone.strides=[4,2,1,1]",
     "method.cam.scales=[1.0]", "method.phases.segmentation=3", "optim.warmup_steps=2", "data.batch_size=4", "trainer.max_steps=6",
@@ -36,7 +42,10 @@ def package_state() -> dict[Path, int]:
 def folder(tmp_path, monkeypatch):
     """The reader's folder, with the page's files."""
     files = write_files(ADDING_A_METHOD, tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in files] == ["pixelcam.py", "conf/method/pixelcam.yaml"]
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == [
+        "pixelcam.py",
+        "conf/method/pixelcam.yaml",
+    ]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path

@@ -74,7 +74,9 @@ def _folders(config: Mapping[str, Any]) -> list[Path]:
 
 def _files(folders: Sequence[Path], group: str) -> list[Path]:
     """The files of a group, by name."""
-    return sorted((file for folder in folders for file in (folder / group).glob("*.yaml")), key=lambda x: x.stem)
+    return sorted(
+        (file for folder in folders for file in (folder / group).glob("*.yaml")), key=lambda x: x.stem
+    )
 
 
 def _header(path: Path) -> list[str]:

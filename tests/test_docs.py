@@ -1,4 +1,4 @@
-"""The documentation is true: commands compose, settings and names exist, examples run, links lead somewhere."""
+"""The documentation is true: commands compose, what it names exists, examples run, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from page_files import ADDING_A_METHOD, write_files
 
+from page_files import ADDING_A_METHOD, write_files
 from wsss_afa.cli.config_dir import CONFIG_DIR
 
 ROOT = Path(__file__).parents[1]

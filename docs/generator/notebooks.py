@@ -8,7 +8,7 @@ from pathlib import Path
 
 from settings import ROOT
 
-RUN = "This page is the notebook `notebooks/{name}` ([download]({name})). Run it to see what it prints and draws."
+RUN = "This page is `notebooks/{name}` ([download]({name})). Run it to see what it prints and draws."
 
 
 def paths() -> list[Path]:

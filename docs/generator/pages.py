@@ -34,7 +34,7 @@ def programs() -> str:
     parts = [
         "# Programs",
         "A program is run as `python -m wsss_afa.NAME`, or as the command below it. `group=file` chooses the "
-        "file of a group, and `name=value` changes a setting. A setting whose default is `???` must be given. "
+        "file of a group, and `name=value` changes a setting. A setting of `???` must be given. "
         "`--help` lists groups and settings, and `--cfg job` prints the composed configuration. "
         "`--config-dir DIR` adds [a folder of your own settings](adding_a_method.md#the-commands).",
     ]
@@ -152,7 +152,7 @@ def module_index() -> str:
     """All modules and the first line of each."""
     parts = [
         "# In Python",
-        "The tables list every module. The names of shapes are those of [`wsss_afa.types`](wsss_afa.types.md).",
+        "The tables list every module. Shapes are named as in [`wsss_afa.types`](wsss_afa.types.md).",
     ]
     for folder, title in FOLDERS.items():
         rows = [

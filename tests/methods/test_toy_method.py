@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from page_files import ADDING_A_METHOD, write_files
 from PIL import Image
 
 import wsss_afa
+from page_files import ADDING_A_METHOD, write_files
 from wsss_afa import evaluate, predict, pseudo_labels, train
 from wsss_afa.data.synthetic import SyntheticScenes
 
@@ -26,7 +26,8 @@ SCENES = (
 )
 SHORT = (
     "backbone=mit", "backbone.variant=tiny", "backbone.pretrained=null", "backbone.strides=[4,2,1,1]",
-    "method.cam.scales=[1.0]", "method.phases.segmentation=3", "optim.warmup_steps=2", "data.batch_size=4", "trainer.max_steps=6",
+    "method.cam.scales=[1.0]", "method.phases.segmentation=3", "optim.warmup_steps=2", "data.batch_size=4",
+    "trainer.max_steps=6",
     "trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "callbacks.pictures.num_images=1",
 )  # fmt: skip
 TRUST = "trust=[pixelcam.PixelCAM]"

@@ -28,6 +28,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone, too
 GROUPS = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
 PROGRAMS = {path.stem for path in CONF.glob("*.yaml")}
+PLACES = ("data.root=", "ckpt=", "out=", "source=", "labels=", "runs=", "hydra.run.dir=", "hydra.sweep.dir=")
 OPTIONAL = {"optuna": "hydra_plugins.hydra_optuna_sweeper"}
 pytestmark = pytest.mark.skipif(not GENERATOR.is_dir(), reason="no docs/ beside the tests")
 
@@ -222,14 +223,20 @@ def lines_of(path):
 
 
 def commands():
-    """Program and arguments of every command line, by the first file that has it."""
+    """Program and arguments of every command line; of those that differ in places alone, the first."""
     found = {}
     files = [*PAGES, *sorted(CONF.rglob("*.yaml")), *sorted(PACKAGE.rglob("*.py")), ROOT / "Makefile"]
     for path in [*files, *sorted(ROOT.glob("notebooks/*.ipynb"))]:
         for line in lines_of(path):
             for program, arguments in re.findall(r"-m wsss_afa\.([a-z_]+)([^`]*)", line):
-                found.setdefault((program, arguments.replace("\\n", "")), path.stem)
-    return [pytest.param(*command, id=f"{page}: {' '.join(command)}"[:90]) for command, page in found.items()]
+                arguments = arguments.replace("\\n", "")
+                settings = [each for each in overrides_of(arguments) if not each.startswith(PLACES)]
+                key = (program, *settings, *(word for word in arguments.split() if word.startswith("-")))
+                found.setdefault(key, (path.stem, program, arguments))
+    return [
+        pytest.param(program, arguments, id=f"{page}: {program} {arguments}"[:90])
+        for page, program, arguments in found.values()
+    ]
 
 
 def overrides_of(arguments):

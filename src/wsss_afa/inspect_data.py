@@ -86,7 +86,7 @@ def draw_sheet(
     return pictures
 
 
-@entry_point("inspect")
+@entry_point("inspect_data")
 def main(cfg: DictConfig) -> float:
     """Look through the data and return the number of warnings.
 

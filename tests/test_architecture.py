@@ -1,4 +1,4 @@
-"""The plan of the package, read from its sources: who imports whom, and what no file may have."""
+"""The plan of the house, read from its sources: which folder imports which, and what no file may have."""
 
 from __future__ import annotations
 
@@ -16,43 +16,41 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "wsss_afa"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "method.py").is_file())
 
-ENTRY_POINTS = {
-    f"{name}.py"
-    for name in (
-        "train",
-        "evaluate",
-        "predict",
-        "pseudo_labels",
-        "export",
-        "prepare",
-        "inspect_data",
-        "shard",
-        "voc_server",
-        "sweep_report",
-    )
+GROUND = {"types", "errors", "files", "metrics", "visualize", "__init__"}
+"""Files in the root that are no programs."""
+PROGRAMS = {Path(name).stem for name in FILES if "/" not in name} - GROUND
+LOWER = {
+    "errors": set(),
+    "files": set(),
+    "types": {"errors"},
+    "metrics": {"types"},
+    "visualize": {"types", "errors", "files"},
+    "ops": {"types", "errors"},
+    "models": {"types", "errors"},
+    "losses": {"types", "errors", "ops"},
+    "data": {"types", "errors", "files"},
+    "methods": {"types", "errors", "losses", "ops", "models", "data", "metrics"},
+    "reports": {"types", "errors", "files", "metrics", "visualize"},
+    "loggers": {"types", "errors", "files", "visualize"},
+    "inference": {"types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "__init__"},
+    "callbacks": {
+        "types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "loggers", "reports",
+        "__init__",
+    },
+    "cli": {"types", "errors", "files"},
+}  # fmt: skip
+"""Of each folder, and each file of the ground, what it may import beside its own folder."""
+PROGRAM_ALLOWED = {*LOWER, "__init__"}
+FRAMEWORKS = {
+    "lightning": {"methods", "callbacks", "loggers", "inference", "data", *PROGRAMS},
+    "hydra": {"cli", "callbacks", "methods", "reports", *PROGRAMS},
+    "omegaconf": {"cli", "callbacks", "reports", *PROGRAMS},
+    "wandb": {"loggers"},
+    "PIL": {"data", "inference", "loggers", "reports", "visualize", *PROGRAMS},
 }
-LIGHTNING = {
-    "lightning_module.py",
-    "callbacks.py",
-    "data/datamodule.py",
-    "train.py",
-    "evaluate.py",
-    "pseudo_labels.py",
-    "threshold_sweep.py",
-    "checkpointing.py",
-    "dashboard.py",
-    "dashboard_monitor.py",
-    "dashboard_screens.py",
-    "dashboard_wandb.py",
-    "faults.py",
-    "processes.py",
-    "reproducibility.py",
-    "report_callback.py",
-    "summary.py",
-}
-HYDRA = {"cli.py", "checkpoint.py", "help_page.py", "sweep_runs.py"} | ENTRY_POINTS
-CORE = [name for name in FILES if name.startswith(("models/", "ops/")) or name in {"losses.py", "metrics.py"}]
+"""Which folders may import a package; data modules and readers of images live in ``data``."""
 MAX_LINES = 350
 
 
@@ -78,8 +76,14 @@ def own_files(tree: ast.AST) -> set[str]:
         parts = name.split(".")
         if parts[0] == "wsss_afa":
             paths = ["/".join(parts[1:end]) + ".py" for end in range(2, len(parts) + 1)]
-            found |= {path for path in paths if path in FILES}
+            hits = [path for path in paths if path in FILES]
+            found |= set(hits) or {"__init__.py"}
     return found
+
+
+def room(name: str) -> str:
+    """Top folder of a file, or the stem of a file in the root."""
+    return name.partition("/")[0].removesuffix(".py")
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
@@ -87,65 +91,78 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
 
 
 def test_the_walk_sees_what_is_there():
-    assert "models/afa.py" in CORE
-    assert "ops/par.py" in CORE
-    assert own_files(TREES["models/afa.py"]) == {
-        "models/mix_transformer.py",
-        "models/mlp_decoder.py",
-        "types.py",
-    }
-    assert "lightning" in packages(TREES["lightning_module.py"])
+    assert {"methods/base.py", "ops/par.py", "data/folder/tags.py"} <= set(FILES)
+    assert "methods/afa/network.py" in own_files(TREES["methods/afa/method.py"])
+    assert "afa" in METHODS
+    assert "lightning" in packages(TREES["methods/base.py"])
     hidden = "def f():\n    import lightning.pytorch as pl\n    from wsss_afa.ops import par\n"
     assert packages(ast.parse(hidden)) == {"lightning", "wsss_afa"}
     assert own_files(ast.parse(hidden)) == {"ops/par.py"}
+    assert own_files(ast.parse("from wsss_afa import __version__")) == {"__init__.py"}
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_knows_tensors_alone(name):
-    assert not packages(TREES[name]) & {"lightning", "hydra", "omegaconf", "wandb", "PIL"}
+def test_the_root_holds_programs_and_the_ground():
+    assert sum("/" not in name for name in FILES) <= 16
+    for program in PROGRAMS:
+        assert any(function.name == "main" for function in functions(TREES[f"{program}.py"])), program
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_knows_types_and_its_own_folder(name):
-    folder = name.rpartition("/")[0]
-    others = {file for file in own_files(TREES[name]) if file.rpartition("/")[0] != folder or not folder}
-    assert others <= {"types.py"}
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_one_way(name):
+    """Programs → callbacks, inference, reports, cli → methods → losses → ops, models, data → the ground."""
+    above = room(name)
+    allowed = PROGRAM_ALLOWED if above in PROGRAMS else LOWER.get(above, set())
+    strangers = {file for file in own_files(TREES[name]) if room(file) not in allowed | {above}}
+    assert not strangers
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("data/")])
-def test_data_knows_types_alone(name):
-    assert {file for file in own_files(TREES[name]) if not file.startswith("data/")} <= {"types.py"}
+@pytest.mark.parametrize("name", FILES)
+def test_no_method_knows_another_and_nobody_else_knows_any(name):
+    """What a method's folder defines is its own; ``recipe.py`` reads the files of AFA's authors."""
+    inside = name.split("/")[1] if name.startswith("methods/") and name.count("/") > 1 else None
+    for file in own_files(TREES[name]):
+        parts = file.split("/")
+        if parts[0] == "methods" and len(parts) > 2 and parts[1] != inside:
+            assert (name, file) == ("methods/recipe.py", "methods/afa/released.py")
 
 
-def test_types_and_recipe_know_no_other_part():
-    assert not own_files(TREES["types.py"])
-    assert own_files(TREES["optim.py"]) <= {"types.py"}
-    assert own_files(TREES["visualize.py"]) <= {"types.py"}
+def test_nobody_asks_for_the_class_of_a_method():
+    classes = {
+        node.name for name, tree in TREES.items() if re.match(r"methods/(\w+/|supervised)", name)
+        for node in tree.body if isinstance(node, ast.ClassDef)
+    }  # fmt: skip
+    for name, tree in TREES.items():
+        if not name.startswith("methods/"):
+            used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            assert not used & classes, name
 
 
-@pytest.mark.parametrize(
-    ("package", "allowed"),
-    [("lightning", LIGHTNING), ("hydra", HYDRA), ("omegaconf", HYDRA)],
-)
-def test_frameworks_live_where_the_plan_has_them(package, allowed):
-    assert {name for name, tree in TREES.items() if package in packages(tree)} <= allowed
+@pytest.mark.parametrize("package", FRAMEWORKS)
+def test_frameworks_live_where_the_plan_has_them(package):
+    users = {room(name) for name, tree in TREES.items() if package in packages(tree)}
+    assert users <= FRAMEWORKS[package]
 
 
-def test_wandb_is_imported_where_it_is_used():
-    users = {name for name, tree in TREES.items() if "wandb" in packages(tree)}
-    assert users == {"dashboard_screens.py", "dashboard_wandb.py"}
+def test_models_and_operators_know_tensors_alone():
+    for name, tree in TREES.items():
+        if room(name) in ("models", "ops", "losses", "metrics"):
+            assert not packages(tree) & {"lightning", "hydra", "omegaconf", "wandb", "PIL"}, name
+
+
+def test_optional_packages_are_imported_where_they_are_used():
     for name, tree in TREES.items():
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-        assert "wandb" not in packages(top), name
+        assert not packages(top) & {"wandb", "onnx", "onnxruntime", "optuna"}, name
 
 
 def test_nothing_imports_in_circles():
     TopologicalSorter({name: own_files(tree) for name, tree in TREES.items()}).prepare()
 
 
-def test_no_catch_all_modules():
+def test_names_say_what_is_inside():
     stems = {part for name in FILES for part in Path(name).with_suffix("").parts}
     assert not stems & {"utils", "util", "common", "helpers", "misc", "registry"}
+    assert not (stems - {"types", "__init__", "__main__"}) & set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -196,7 +213,9 @@ def test_everything_public_is_documented(name):
 
 def test_importing_the_core_prints_nothing_and_loads_no_framework():
     names = [
-        f"wsss_afa.{name.removesuffix('.py').replace('/', '.')}" for name in CORE if "__init__" not in name
+        f"wsss_afa.{name.removesuffix('.py').replace('/', '.')}"
+        for name in FILES
+        if room(name) in ("models", "ops", "losses", "metrics") and "__init__" not in name
     ]
     code = (
         f"import sys, torch; threads = torch.get_num_threads()\nimport {', '.join(names)}\n"

@@ -14,12 +14,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from wsss_afa.checkpoint import build
-from wsss_afa.config import CONFIG_DIR
-from wsss_afa.lightning_module import AFALightningModule
 
 from small_run import SMALL_RUN
-from wsss_afa.losses import DenseEnergyLoss
+from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.losses.dense_energy import DenseEnergyLoss
+from wsss_afa.methods.base import Method
+from wsss_afa.methods.recipe import build
 from wsss_afa.ops.affinity import affinity_label
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.random_walk import propagate
@@ -27,7 +27,9 @@ from wsss_afa.train import make_recipe
 from wsss_afa.types import Batch
 
 DEVICE = "cuda"
-PHASES = {"classification": (9, 9), "refined": (-1, 9), "propagated": (-1, -1)}
+PHASES = {"classification": (9, 10), "segmentation": (0, 9), "propagation": (0, 0)}
+"""First steps of segmentation and propagation that begin a training with a phase."""
+LAST_PHASE = ("method.phases.segmentation=0", "method.phases.propagation=0")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -47,17 +49,17 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make_module(*overrides: str) -> AFALightningModule:
+def make_module(*overrides: str) -> Method:
     """A small network, with the same weights each time, that draws nothing at random while it trains."""
     torch.manual_seed(0)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        cfg = hydra.compose("train", [*SMALL_RUN, "pseudo_label.cam.scales=[1.0,1.5]", *overrides])
-    recipe = make_recipe(cfg, ("a", "b", "c"))
-    net, labeler = build(recipe)
-    for part in net.modules():
+        cfg = hydra.compose("train", [*SMALL_RUN, "method.cam.scales=[1.0,1.5]", *overrides])
+    method = build(make_recipe(cfg, ("a", "b", "c")), trust=None)
+    method.optim = instantiate(cfg.optim)
+    for part in method.modules():
         if isinstance(part, nn.Dropout2d):
             part.p = 0.0
-    return AFALightningModule(net, labeler, recipe, instantiate(cfg.loss), instantiate(cfg.optim))
+    return method
 
 
 def make_batch() -> Batch:
@@ -78,7 +80,7 @@ class Watch(Callback):
         self.devices = {x.device.type for x in (*module.parameters(), *module.buffers())}
 
 
-def train_one_step(module: AFALightningModule, device: str, precision: str = "32-true") -> Watch:
+def train_one_step(module: Method, device: str, precision: str = "32-true") -> Watch:
     watch = Watch()
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision, max_steps=1,
@@ -92,11 +94,11 @@ def train_one_step(module: AFALightningModule, device: str, precision: str = "32
 @pytest.fixture(params=PHASES.values(), ids=PHASES)
 def phase(request) -> list[str]:
     """Overrides that begin a training with a phase."""
-    start, propagation = request.param
+    segmentation, propagation = request.param
     return [
-        f"pseudo_label.start_step={start}",
-        f"pseudo_label.propagation_step={propagation}",
-        "loss=afa_reg",
+        f"method.phases.segmentation={segmentation}",
+        f"method.phases.propagation={propagation}",
+        "method.weights.reg=0.01",
     ]
 
 
@@ -127,11 +129,11 @@ def test_half_precision_learns_the_same_losses(phase, precision):
 
 def test_labels_stay_on_the_gpu():
     """What the labels of a step are made of and from lies where the image lies."""
-    module = make_module("pseudo_label.start_step=-1", "pseudo_label.propagation_step=-1").to(DEVICE)
+    module = make_module(*LAST_PHASE).to(DEVICE)
     batch = make_batch()
     batch |= {key: batch[key].to(DEVICE) for key in ("image", "class_label", "valid_box")}
     output = module.net(batch["image"])
-    labels = module.labeler(module.net, batch, output, 0)
+    labels = module.labeler(module.net, batch, output, propagating=True)
     made = (
         *labels,
         output.seg_logits,
@@ -145,7 +147,7 @@ def test_labels_stay_on_the_gpu():
 def test_labels_are_the_cpus():
     """Multi-scale maps, PAR, propagation and thresholds; rounding decides a pixel in a hundred at most."""
     module, batch = (
-        make_module("pseudo_label.start_step=-1", "pseudo_label.propagation_step=-1"),
+        make_module(*LAST_PHASE),
         make_batch(),
     )
     module.eval()
@@ -153,7 +155,7 @@ def test_labels_are_the_cpus():
     for device in ("cpu", DEVICE):
         moved = batch | {key: batch[key].to(device) for key in ("image", "class_label", "valid_box")}
         net, labeler = copy.deepcopy(module.net).to(device), copy.deepcopy(module.labeler).to(device)
-        made.append([x.cpu() for x in labeler(net, moved, net(moved["image"]), 0)])
+        made.append([x.cpu() for x in labeler(net, moved, net(moved["image"]), propagating=True)])
     for ours, theirs in zip(*made, strict=True):
         assert (ours != theirs).float().mean() < 0.01
     assert len(made[0][0].unique()) > 2

@@ -12,6 +12,7 @@ import tomllib
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import lightning.fabric.loggers.tensorboard as board
@@ -21,12 +22,13 @@ from rich.console import Console
 
 from quiet import QUIET
 from two_processes import run_as_two
-from wsss_afa import train, types
-from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
-from wsss_afa.callbacks.progress import Progress
+from wsss_afa import train
+from wsss_afa.callbacks import progress
+from wsss_afa.callbacks.progress import Progress, describe_phases, format_seconds
 from wsss_afa.cli import entry_point as cli
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
+from wsss_afa.types import Phase
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -93,29 +95,32 @@ def test_help_shows_what_the_words_before_it_compose(run):
 
 
 def test_phases_that_have_no_step_are_left_out():
-    phases = [types.Phase("one", 0), types.Phase("two", 4), types.Phase("three", 7)]
-    assert [str(phase) for phase in plan(phases, 10)] == ["one 0–3", "two 4–6", "three 7–9"]
-    assert [str(phase) for phase in plan(phases, 7)] == ["one 0–3", "two 4–6"]
+    phases = [Phase("one", 0), Phase("two", 4), Phase("three", 7)]
+    assert describe_phases(phases, 10) == "one 0–3, two 4–6, three 7–9"
+    assert describe_phases(phases[:2], 7) == "one 0–3, two 4–6"
 
 
-def test_the_pace_is_measured_without_warm_up_and_validation():
-    pace = Pace([Phase("one", 0, 50, 1.0), Phase("two", 50, 100, 3.0)], now=0.0)
-    assert pace.remaining(0, validations=2) is None
-    now = 0.0
-    for step in range(30):
-        now += 10.0 if step < WARM_UP else 2.0
-        pace.count_step(step, now)
-    assert pace.step_seconds(0) == 2.0
-    assert pace.step_seconds(1) == 6.0  # reckoned
-    assert pace.remaining(30, validations=2) == 20 * 2.0 + 50 * 6.0
-    pace.begin_validation(now)
-    pace.end_validation(now + 7.0)
-    assert pace.remaining(30, validations=2) == 20 * 2.0 + 50 * 6.0 + 2 * 7.0
-    for step in range(30, 70):
-        pace.count_step(step, now + 7.0 + 2.0 * (step - 29))
-    assert pace.step_seconds(1) == 2.0  # measured
-    assert pace.remaining(70, validations=0) == 30 * 2.0
-    assert (pace.training, pace.validation) == (WARM_UP * 10.0 + 65 * 2.0, 7.0)
+def test_the_pace_is_measured_without_warm_up_and_validation(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(progress, "Method", SimpleNamespace)
+    summary = progress.Summary("run", {"data": {"batch_size": 8}}, "synthetic", [])
+    monkeypatch.setattr(summary, "_opening", lambda *_: [])
+    trainer = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
+    trainer.callback_metrics, trainer.sanity_checking = {}, True
+    summary.on_train_start(trainer, SimpleNamespace(phases=[Phase("one", 0), Phase("two", 50)]))
+    for step in range(1, 41):
+        clock[0] += 10.0 if step <= 5 else 2.0
+        trainer.global_step = step
+        summary.on_train_batch_end(trainer)
+        if step == 30:
+            summary.on_validation_start(trainer, None)
+            clock[0] += 7.0
+            summary.on_validation_end(trainer, None)
+    lines = capsys.readouterr().out.splitlines()
+    pace = "2 s a step in phase 1 of 2 (one): about 2 min 30 s to go if later steps cost the same"
+    assert f"pace      {pace}" in lines
+    assert lines[-1] == "step      40 of 100 (40 %), phase 1 of 2; 2 min 7 s gone, about 2 min 0 s to go"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_the_start_says_what_begins(log):
     assert "classification 0–28, segmentation 29–33, propagation 34–39" in opening[3]
     assert "2 images a step, 1 process × 2" in opening[4]
     assert "32-true" in opening[5]
-    assert "\nrun       run, 44 steps; at step 40, phase 3 of 3\n" in texts[1]
+    assert "\nrun       run, 44 steps; at step 40\n" in texts[1]
 
 
 def test_the_end_says_what_is_where_and_what_to_do(log):

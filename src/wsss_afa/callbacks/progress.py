@@ -1,18 +1,36 @@
-"""How far a run is, on a terminal or in the log of a cluster's job."""
+"""What a run says on a terminal, in a notebook or in the log of a cluster's job: a bar, and lines.
+
+Lines stand above the bar. Where nobody watches there is no bar, and a plain line every tenth of the steps or
+five minutes shows that the run lives.
+"""
 
 from __future__ import annotations
 
+import platform
+import shlex
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from rich import get_console
 from rich.console import Console
+
+from wsss_afa.callbacks.scores import Results
+from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.methods.base import Method
+from wsss_afa.metrics import COLUMNS
+from wsss_afa.types import Phase
 
 SILENCE = 300.0
 """Longest time in seconds without a line where there is no bar."""
+_WARM_UP, _COUNTED = 5, 20
+"""Steps of a phase that are not timed, and timed steps after which a pace is worth telling."""
 
 
 def is_watched() -> bool:
@@ -21,11 +39,23 @@ def is_watched() -> bool:
     return console.is_jupyter or (console.is_interactive and sys.stdout.isatty())
 
 
-class Progress(RichProgressBar):
-    """Lightning's bar with steps, time left, loss and learning rate, readable at any magnitude.
+def say(word: str, text: str) -> None:
+    """Print one line that begins with a word, above the progress bar if there is one."""
+    get_console().print(f"{word:<9} {text}", soft_wrap=True, markup=False, highlight=False)
 
-    Where nobody watches there is no bar; a long pass over images then has a plain line every five minutes.
-    """
+
+def format_seconds(seconds: float) -> str:
+    """A duration in its two largest units, as in ``3 h 10 min``."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min" if minutes >= 10 else f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar with steps, time left, loss and learning rate, readable at any magnitude."""
 
     def __init__(self) -> None:
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3g"))
@@ -54,7 +84,200 @@ class Progress(RichProgressBar):
         self._tell(trainer, "labels", arguments[3] + 1, trainer.num_predict_batches)
 
     def _tell(self, trainer: L.Trainer, what: str, done: int, of: list[int | float]) -> None:
-        if is_watched() or not trainer.is_global_zero or time.monotonic() < self._said + SILENCE:
+        if not is_watched() and trainer.is_global_zero and time.monotonic() > self._said + SILENCE:
+            self._said = time.monotonic()
+            say(what, f"{done} of {sum(of)} images")
+
+
+class Summary(Callback):
+    """Say what a run does: its setting at the start, scores and pace on the way, at the end what is where.
+
+    Args:
+        directory: the run's folder.
+        config: the whole configuration, resolved.
+        data: the chosen file of ``conf/data``.
+        overrides: the command line's, as Hydra has them.
+    """
+
+    def __init__(self, directory: str, config: dict[str, Any], data: str, overrides: Sequence[str]):
+        folder, here = Path(directory), Path.cwd()
+        self.directory = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        self.config = config
+        self.data = shlex.join(
+            [f"data={data}", *(word for word in overrides if word.lstrip("+").startswith("data."))]
+        )
+        self._watched = is_watched()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what begins, and start the clocks."""
+        assert isinstance(pl_module, Method)
+        now = time.monotonic()
+        self._phases = [phase for phase in pl_module.phases if phase.first < trainer.max_steps]
+        self._start = self._done = trainer.global_step
+        self._said, self._tenth = now, 10 * self._start // trainer.max_steps
+        self._mark, self._training, self._validation = now, 0.0, 0.0
+        self._phase, self._steps, self._seconds = -1, 0, 0.0  # of the phase at hand
+        if trainer.is_global_zero:
+            for word, text in self._opening(trainer, pl_module):
+                say(word, text)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Time the step, and say how the run gets on if that is due."""
+        done, now = trainer.global_step, time.monotonic()
+        if not trainer.is_global_zero or done == self._done:  # a part of a step
             return
-        self._said = time.monotonic()
-        print(f"{what:<9} {done} of {sum(of)} images", flush=True)
+        self._count(done, now)
+        if self._steps == _WARM_UP + _COUNTED:
+            pace = f"{self._step_seconds():.3g} s a step in phase {self._where()}"
+            more = " if later steps cost the same" if self._phase + 1 < len(self._phases) else ""
+            say("pace", f"{pace} ({self._phases[self._phase].name}): {self._to_go(trainer)}{more}")
+        tenth = 10 * done // trainer.max_steps
+        if not self._watched and (tenth > self._tenth or now - self._said > SILENCE):
+            self._tenth, self._said = tenth, now
+            loss = trainer.callback_metrics.get("train/loss")
+            text = (
+                f"{done} of {trainer.max_steps} ({100 * done // trainer.max_steps} %), phase {self._where()}"
+            )
+            text += "" if loss is None else f": loss {loss.item():.3g}"
+            gone = format_seconds(self._training + self._validation)
+            say("step", f"{text}; {gone} gone, {self._to_go(trainer)}")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock of training."""
+        now = time.monotonic()
+        self._training, self._mark = self._training + now - self._mark, now
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say the scores."""
+        now = time.monotonic()
+        self._validation, self._mark = self._validation + now - self._mark, now
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            metrics = {name: 100 * value.item() for name, value in trainer.callback_metrics.items()}
+            titles = {f"val/miou_{source}": title for source, title in COLUMNS.items()} | {
+                "val/map_cls": "mAP"
+            }
+            scores = [f"{title} {metrics[name]:.1f}" for name, title in titles.items() if name in metrics]
+            say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say what came of it, and what to do with it."""
+        if trainer.is_global_zero and hasattr(self, "_mark"):
+            for word, text in self._closing(trainer):
+                say(word, text)
+
+    def _count(self, done: int, now: float) -> None:
+        """Add a step to the clocks of training and of its phase."""
+        phase = sum(each.first < done for each in self._phases) - 1
+        if phase != self._phase:
+            self._phase, self._steps, self._seconds = phase, 0, 0.0
+        self._steps += 1
+        self._seconds += (now - self._mark) * (self._steps > _WARM_UP)
+        self._training, self._mark, self._done = self._training + now - self._mark, now, done
+
+    def _step_seconds(self) -> float:
+        return self._seconds / (self._steps - _WARM_UP)
+
+    def _where(self) -> str:
+        return f"{self._phase + 1} of {len(self._phases)}"
+
+    def _to_go(self, trainer: L.Trainer) -> str:
+        """Of training alone; validations have lines of their own."""
+        if self._steps <= _WARM_UP:
+            return "not yet measured"
+        return f"about {format_seconds((trainer.max_steps - self._done) * self._step_seconds())} to go"
+
+    def _opening(self, trainer: L.Trainer, method: Method) -> list[tuple[str, str]]:
+        data, total = trainer.datamodule, trainer.max_steps  # type: ignore[attr-defined]  # Lightning attaches it
+        position = f"; at step {self._start}" if 0 < self._start < total else ""
+        return [
+            ("run", f"{self.directory}, {total} steps{position}"),
+            ("data", f"{self.data.partition(' ')[0].removeprefix('data=')}: {describe_data(data)}"),
+            ("model", f"{_describe_backbone(self.config['backbone'])}: {describe_parameters(method.net)}"),
+            ("phases", f"{describe_phases(self._phases, total)} (steps, from 0)"),
+            ("batch", describe_batch(trainer, data)),
+            ("device", describe_device(trainer, method)),
+        ]
+
+    def _closing(self, trainer: L.Trainer) -> list[tuple[str, str]]:
+        folder, curves = self.directory / "checkpoints", self.directory / "metrics.csv"
+        files = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
+        lines = [("done", self._effort(trainer)), *_best(trainer)]
+        lines += [("curves", str(curves))] * curves.is_file()
+        if files:
+            lines += [
+                ("weights", ", ".join(map(str, files))),
+                ("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {self.data}"),
+                ("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS"),
+            ]
+        return lines
+
+    def _effort(self, trainer: L.Trainer) -> str:
+        steps = self._done - self._start
+        if not steps:
+            return f"nothing was left to do after step {trainer.global_step} of {trainer.max_steps}"
+        speed = steps * self.config["data"]["batch_size"] / self._training
+        whole, validation = (
+            format_seconds(self._training + self._validation),
+            format_seconds(self._validation),
+        )
+        return f"{steps} steps in {whole}, of it {validation} in validation; {speed:.3g} images/s in training"
+
+
+def describe_data(data: TaggedDataModule) -> str:
+    """Images, tags and classes; ``setup("fit")`` comes first."""
+    tags = data.train_tags
+    text = f"{len(tags)} training images with {tags.sum() / max(1, len(tags)):.1f} tags each"
+    if data.num_val_images:
+        text += f", {data.num_val_images} validation images with{'' if data.has_masks else 'out'} masks"
+    return f"{text}, {data.num_classes} classes"
+
+
+def describe_parameters(net: torch.nn.Module) -> str:
+    """Parameters of each part, in millions where there are as many."""
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
+    texts = [
+        f"{name.replace('_', ' ')} {f'{count / 1e6:.1f} M' if count >= 1e5 else count}"
+        for name, count in counts.items()
+    ]
+    return f"{', '.join(texts)} parameters"
+
+
+def describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
+    """Every phase that has a step, with its first and its last."""
+    ends = [*(phase.first for phase in phases[1:]), max_steps]
+    spans = zip(phases, ends, strict=True)
+    return ", ".join(f"{each.name} {each.first}–{end - 1}" for each, end in spans if end > each.first)
+
+
+def describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
+    """Images of a step, how they are shared out, and how often the run sees each."""
+    world, parts = trainer.world_size, trainer.accumulate_grad_batches
+    factors = f"{world} process{'es' * (world > 1)} × {data.batch_size // (world * parts)}"
+    factors += f" × {parts} parts" * (parts > 1)
+    passes = trainer.max_steps * data.batch_size / max(1, data.num_train_images)
+    return f"{data.batch_size} images a step, {factors}; the run sees each image {passes:.2g} times"
+
+
+def describe_device(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Where it runs and in which precision."""
+    if module.device.type == "cuda":
+        name, threads = torch.cuda.get_device_name(module.device), ""
+    else:
+        name, threads = f"CPU ({platform.machine()})", f", threads of a process: {torch.get_num_threads()}"
+    return f"{trainer.world_size} × {name}, {trainer.precision}{threads}"
+
+
+def _describe_backbone(backbone: dict[str, Any]) -> str:
+    kind, weights = backbone["_target_"].rpartition(".")[2], backbone.get("pretrained")
+    origin = "random weights" if weights is None else f"weights {'of timm' if weights is True else weights}"
+    return f"{kind} {backbone.get('variant') or backbone.get('name')}, {origin}"
+
+
+def _best(trainer: L.Trainer) -> list[tuple[str, str]]:
+    results = next((each.results for each in trainer.callbacks if isinstance(each, Results)), {})  # type: ignore[attr-defined]
+    checkpoint = trainer.checkpoint_callback
+    if "best" not in results or not isinstance(checkpoint, ModelCheckpoint):
+        return []
+    monitor = str(checkpoint.monitor)
+    best, last = (f"{results[of][monitor]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
+    return [("best", f"{COLUMNS.get(monitor.removeprefix('val/miou_'), 'mAP')} {best}; last {last}")]

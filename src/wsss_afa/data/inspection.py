@@ -266,7 +266,7 @@ def _poor_tags(split: Split) -> Iterator[Finding]:
     if len(present) and totals.max() >= IMBALANCE * totals[present].min():
         rare, common = present[totals[present].argmin()], totals.argmax()
         problem = f"{split.name} has {totals[common]} images of {names[common]} and {totals[rare]} of"
-        remedy = "try data.balanced=true or loss.positive_weight=balanced"
+        remedy = "try data.balanced=true or method.classification.positive_weight=balanced"
         yield Finding("warning", "tags", f"{problem} {names[rare]}: {remedy}")
 
 

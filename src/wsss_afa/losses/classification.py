@@ -67,9 +67,7 @@ class ClassificationLoss(nn.Module):
         self.register_buffer("positive_weight", None, persistent=False)
         if positive_weight is not None and not self.balanced:
             if isinstance(positive_weight, str) or min(positive_weight) <= 0:
-                raise UserError(
-                    f"positive_weight={positive_weight}, need null, balanced, or numbers above 0 for all classes"
-                )
+                raise UserError(f"positive_weight={positive_weight}: need null, balanced or numbers above 0")
             self.positive_weight = torch.tensor(list(positive_weight), dtype=torch.float)
 
     def balance(self, tags: Tensor) -> None:
@@ -88,4 +86,5 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, logits: Tensor, class_label: Tensor) -> Tensor:
         """The loss of logits (B, C) against multi-hot tags (B, C)."""
+        assert not self.balanced or self.positive_weight is not None, "balance comes first"
         return classification_loss(logits, class_label, self.tag_smoothing, self.positive_weight)

@@ -174,7 +174,7 @@ class Method(L.LightningModule):
 
     def phase(self, step: int) -> str:
         """Name of the phase that a step (counted from 0) belongs to."""
-        return max((each for each in self.phases if each.first <= step), key=lambda each: each.first).name
+        return [each.name for each in self.phases if each.first <= step][-1]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of this step."""
@@ -206,13 +206,15 @@ class Method(L.LightningModule):
         """Running scores by source: ``seg``, those of `scored`, and ``crf`` where the protocol has one."""
         return cast(dict[str, SegmentationMetrics], dict(self._scores.items()))
 
+    def use_tags(self, tags: Tensor) -> None:
+        """Hand the tags (n, C) of all training images to the losses that weigh classes by their number."""
+        for loss in (each for each in self.modules() if isinstance(each, ClassificationLoss)):
+            loss.balance(tags)
+
     def setup(self, stage: str) -> None:
-        """Make the scores of the protocol, and hand the training tags to a loss that asks for them."""
+        """Make the scores that the protocol asks for."""
         sources = ["seg", *self.scored] + ["crf"] * (self.protocol.crf is not None)
         self._scores = nn.ModuleDict({each: SegmentationMetrics(self.num_classes + 1) for each in sources})
-        if stage == "fit":
-            for loss in (each for each in self.modules() if isinstance(each, ClassificationLoss)):
-                loss.balance(torch.from_numpy(self.trainer.datamodule.train_tags))  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew; the last counts stay readable until then."""

@@ -2,7 +2,7 @@
 
 A map is smoothed over 8 neighbours at several dilations, weighted by likeness of colour and by distance, and
 again. No tensor of all neighbours of all maps is built: neighbours are shifted views of one padded map, and
-their weighted sum is accumulated. On a GPU with Triton, the kernels of ``par_triton.py`` do the same.
+their weighted sum is accumulated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class PixelAdaptiveRefinement(nn.Module):
     """
 
     position_kernel: Tensor
-    dilations: Tensor
 
     def __init__(
         self,
@@ -59,7 +58,6 @@ class PixelAdaptiveRefinement(nn.Module):
         distance = torch.tensor([float(dy**2 + dx**2) for dy, dx in self.offsets]).sqrt()
         kernel = -((distance / (distance.std() + 1e-8) / color_width) ** 2)
         self.register_buffer("position_kernel", position_weight * kernel.softmax(0), persistent=False)
-        self.register_buffer("dilations", torch.tensor(list(dilations), dtype=torch.int32), persistent=False)
 
     def forward(self, image: Tensor, maps: Tensor, extent: Tensor | None = None) -> Tensor:
         """Return ``maps`` (B, G, H, W) refined; a constant c becomes c · 1.01^num_iter.
@@ -73,8 +71,6 @@ class PixelAdaptiveRefinement(nn.Module):
                 image: its border is replicated instead of the canvas's. None: the whole canvas.
         """
         image, maps = (x if x.dtype == torch.float64 else x.float() for x in (image, maps))
-        if _suits_triton(image, maps):
-            return self._by_triton(image, maps, extent)
         weights = torch.split(self.kernel(image, extent), 1, dim=1)  # P of (B, 1, H, W)
         maps = maps.clone()
         for _ in range(self.num_iter):
@@ -106,13 +102,6 @@ class PixelAdaptiveRefinement(nn.Module):
         weights /= weights.sum(1, keepdim=True)
         return weights.add_(self.position_kernel.to(image)[:, None, None])
 
-    def _by_triton(self, image: Tensor, maps: Tensor, extent: Tensor | None) -> Tensor:
-        from wsss_afa.ops import par_triton
-
-        dilations, position = self.dilations.to(image.device), self.position_kernel.to(image)
-        weights = par_triton.kernel(image, dilations, self.color_width, position, extent)
-        return par_triton.iterate(weights, maps, dilations, self.num_iter, extent)
-
     def _average(self, weights: Sequence[Tensor], maps: Tensor, extent: Tensor | None) -> Tensor:
         """Weighted sum of the neighbours, in the memory of ``maps`` unless a gradient needs them."""
         neighbours = self._neighbours(maps, extent)
@@ -130,16 +119,6 @@ class PixelAdaptiveRefinement(nn.Module):
             padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
             for dy, dx in self.offsets
         ]
-
-
-def _suits_triton(image: Tensor, maps: Tensor) -> bool:
-    """Whether kernels can do it: they are for GPUs, in float32, and without gradients."""
-    differentiated = torch.is_grad_enabled() and maps.requires_grad
-    if not image.is_cuda or torch.float64 in (image.dtype, maps.dtype) or differentiated:
-        return False
-    from wsss_afa.ops import par_triton  # here, for Triton is slow to import
-
-    return par_triton.works_on(image.device)
 
 
 def _replicate(maps: Tensor, reach: int, extent: Tensor | None) -> Tensor:

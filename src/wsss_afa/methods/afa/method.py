@@ -93,8 +93,7 @@ class AFA(Method):
     ):
         net = AFANet(backbone, num_classes, decoder_dim, pool_top_k, affinity_gain)
         super().__init__(net, num_classes, phases, weights)
-        self.cam = cam
-        self._one_scale = MultiScaleCAM(scales=(1.0,), mirror=False)  # of `trace`, in which none can be made
+        self.cam, self.one_scale_cam = cam, MultiScaleCAM(scales=(1.0,), mirror=False)
         self.labeler = PseudoLabeler(
             cam, refine, propagate, labels, low, high, eval_threshold, affinity_radius,
             affinity_from_propagated, reuse_training_pass, downscale, raw_attention, normalize_propagated,
@@ -154,6 +153,6 @@ class AFA(Method):
             logits = self.net.decoder(encoded.features)
             found["probability"] = self.protocol.probabilities(self, image, logits)
         if "cam" in outputs:
-            found["cam"] = self._one_scale(self.net, image, self.net.activation(encoded)).cam
+            found["cam"] = self.one_scale_cam(self.net, image, self.net.activation(encoded)).cam
             found["score"] = self.net.class_logits(encoded.features[-1]).sigmoid()
         return found

@@ -1,0 +1,186 @@
+"""What every method promises, over all files of ``conf/method``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from quiet import QUIET
+from wsss_afa import evaluate, export, predict, pseudo_labels, train
+from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.inference.label_source import SEGMENTATION
+from wsss_afa.methods.recipe import build, load
+from wsss_afa.train import make_recipe
+
+pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The dirpath has changed")]
+METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))
+SCENES = [
+    "data=synthetic",
+    "data.image_size=64",
+    "data.num_classes=3",
+    "data.train_images=8",
+    "data.val_images=3",
+]
+TINY = [
+    "backbone.variant=tiny",
+    "backbone.pretrained=null",
+    "backbone.strides=[4,2,1,1]",
+    "method.decoder_dim=16",
+]
+PHASE_STEPS = 2
+
+
+def compose(method):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        return hydra.compose("train", [f"method={method}", *SCENES, *TINY])
+
+
+def phases(method):
+    """Phases of two steps each, in the order of the configuration."""
+    names = sorted((cfg := compose(method)).method.phases, key=lambda name: cfg.method.phases[name])
+    return {name: PHASE_STEPS * index for index, name in enumerate(names)}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """Run a program in this process; it must not fail."""
+
+    def call(module, *arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+            module.main()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory, program):
+    """A folder of labels of the training scenes: half of each is of one class."""
+    names = [f"train_{i:06d}" for i in range(8)]
+    folder = tmp_path_factory.mktemp("labels")
+    for name in names:
+        label = np.zeros((64, 64), np.uint8)
+        label[:, 32:] = 1
+        Image.fromarray(label).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, tmp_path_factory, program, labels):
+    """Name, folder and command of a run through all phases of a method."""
+    folder = tmp_path_factory.mktemp(request.param)
+    steps = phases(request.param)
+    command = [f"method={request.param}", *SCENES, *TINY, "data.batch_size=2", "trainer.accelerator=cpu"]
+    command += [f"method.phases.{name}={first}" for name, first in steps.items()]
+    total = PHASE_STEPS * len(steps)
+    command += [
+        f"trainer.max_steps={total}",
+        f"trainer.val_check_interval={total}",
+        "trainer.log_every_n_steps=1",
+    ]
+    command += [
+        "callbacks.pictures.num_images=1",
+        "callbacks.steps.every_n_steps=1",
+        f"callbacks.steps.keep={total}",
+    ]
+    if build(make_recipe(compose(request.param), ("a", "b", "c")), trust=None).needs_labels:
+        command.append(f"labels={labels}")
+    program(train, *command, f"hydra.run.dir={folder}")
+    return request.param, folder, command
+
+
+def test_losses_are_finite_in_each_phase(trained):
+    _, folder, _ = trained
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/loss")
+    losses = [float(value) for row in rows[1:] if (value := row.split(",")[column])]
+    assert len(losses) == int(json.loads((folder / "metrics.json").read_text())["last"]["step"])
+    assert np.isfinite(losses).all()
+
+
+def test_a_killed_run_goes_on_bit_for_bit(trained, program, tmp_path):
+    """Of a run that is killed its newest checkpoint is left: here that of a step in the middle."""
+    _, folder, command = trained
+    steps = sorted((folder / "checkpoints").glob("step_*.ckpt"))
+    step = steps[len(steps) // 2]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / step.name).write_bytes(step.read_bytes())
+    program(train, *command, f"hydra.run.dir={tmp_path}")
+    ours, theirs = (
+        torch.load(root / "checkpoints" / "last.ckpt", weights_only=True) for root in (tmp_path, folder)
+    )
+    assert ours["global_step"] == theirs["global_step"]
+    for name, value in theirs["state_dict"].items():
+        assert torch.equal(ours["state_dict"][name], value), name
+    states = [each["optimizer_states"][0]["state"] for each in (ours, theirs)]
+    for index, state in states[1].items():
+        assert all(torch.equal(states[0][index][key], value) for key, value in state.items())
+
+
+def test_a_checkpoint_rebuilds_the_method(trained):
+    name, folder, _ = trained
+    method = load(folder / "checkpoints" / "last.ckpt")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert method.recipe["class_names"] == ["disc", "box", "triangle"]
+    for key, value in method.net.state_dict().items():
+        assert torch.equal(value, state[f"net.{key}"]), (name, key)
+
+
+def test_it_is_evaluated(trained, program, tmp_path):
+    """An evaluation of the last checkpoint has the scores of the last validation."""
+    _, folder, _ = trained
+    program(evaluate, f"ckpt={folder}/checkpoints/last.ckpt", *SCENES, "trainer.accelerator=cpu",
+            f"hydra.run.dir={tmp_path}")  # fmt: skip
+    ours = json.loads((tmp_path / "metrics.json").read_text())
+    theirs = json.loads((folder / "metrics.json").read_text())["last"]
+    assert {name: ours[name] for name in theirs if name != "step"} == {
+        name: value for name, value in theirs.items() if name != "step"
+    }
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_it_predicts(trained, program, tmp_path):
+    _, folder, _ = trained
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    program(predict, f"ckpt={folder}/checkpoints/last.ckpt", f"source={tmp_path}/a.png",
+            f"out={tmp_path}/out", "device=cpu", f"hydra.run.dir={tmp_path}/run")  # fmt: skip
+    with Image.open(tmp_path / "out" / "masks" / "a.png") as mask:
+        assert mask.size == (56, 40)
+
+
+def test_it_makes_labels_from_every_source(trained, program, tmp_path):
+    _, folder, _ = trained
+    for source in (*load(folder / "checkpoints" / "last.ckpt").sources, SEGMENTATION):
+        out = tmp_path / source
+        program(pseudo_labels, f"ckpt={folder}/checkpoints/last.ckpt", *SCENES, f"source={source}",
+                f"out={out}", "split=val", "trainer.accelerator=cpu",
+                f"hydra.run.dir={tmp_path}/run_{source}")  # fmt: skip
+        made = [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]
+        assert len(made) == 3
+        assert {value for label in made for value in np.unique(label)} <= {0, 1, 2, 3, 255}
+
+
+def test_its_file_runs_without_the_library(trained, program, tmp_path):
+    """ONNX Runtime gives the probabilities that the method gives."""
+    runtime = pytest.importorskip("onnxruntime")
+    _, folder, _ = trained
+    method = load(folder / "checkpoints" / "last.ckpt").eval()
+    part = "all" if "cam" in method.export_heads else "segmentation"
+    path = tmp_path / "network.onnx"
+    program(export, f"ckpt={folder}/checkpoints/last.ckpt", f"part={part}", f"output={path}")
+    rgb = np.random.default_rng(0).integers(0, 255, (2, 3, 72, 88), np.uint8)
+    session = runtime.InferenceSession(path)
+    found = dict(
+        zip([each.name for each in session.get_outputs()], session.run(None, {"image": rgb}), strict=True)
+    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (method.mean, method.std))
+    with torch.no_grad():
+        expected = method.protocol.probabilities(method, (torch.from_numpy(rgb).float() - mean) / std)
+    np.testing.assert_allclose(found["probability"], expected, atol=1e-4)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from untrained import save, small_recipe, untrained
+from untrained import save, scene_recipe, untrained
 
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other
 
@@ -29,4 +29,4 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def afa_checkpoint(tmp_path_factory):
     """AFA of random weights for the three classes of `untrained.CLASSES`; its labels have several of them."""
-    return save(untrained(small_recipe()), tmp_path_factory.mktemp("afa") / "best.ckpt")
+    return save(untrained(scene_recipe()), tmp_path_factory.mktemp("afa") / "best.ckpt")

@@ -39,7 +39,7 @@ def test_parts_of_a_step_are_multiples_of_the_networks_pass(capsys):
 
 
 def test_growth_is_compared_with_the_first_value(capsys, monkeypatch):
-    monkeypatch.setattr(scaling, "memory_apart", scaling.memory_of)
+    monkeypatch.setattr(scaling, "memory_apart", lambda *of: 1 + scaling.memory_of(*of))
     scaling.main([*TINY, "--crop", "64", "128", "--batch", "2", "--classes", "3"])
     rows = rows_of(capsys.readouterr().out)
     assert rows["crop 64 batch 2 classes 3"][1] == "1.00"

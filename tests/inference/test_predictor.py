@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from painter import COLOURS, NAMES, Painter, painter, save_checkpoint, scene
-from untrained import SUPERVISED, small_recipe, untrained
+from untrained import supervised_recipe, untrained
 from wsss_afa.errors import UserError
 from wsss_afa.inference import prediction as prediction_module
 from wsss_afa.inference.predictor import Predictor, Sizes
@@ -219,8 +219,8 @@ def test_heat_maps_are_made_once_when_asked_for():
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_network_of_the_second_stage_predicts(name):
-    own = ("backbone=timm_pyramid", f"backbone.name={name}", "backbone.pretrained=null")
-    method = untrained(small_recipe(*own, base=SUPERVISED[:2], class_names=NAMES), std=2)
+    own = ("backbone=timm_pyramid", f"backbone.name={name}")
+    method = untrained(supervised_recipe(*own, class_names=NAMES), std=2)
     predictor = Predictor(method, "cpu", sizes=Sizes(tile=64, overlap=32))
     rgb = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
     prediction = predictor(rgb)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from released import add_toy, random_net, save_toy
-from untrained import SUPERVISED, small_recipe, untrained
+from untrained import supervised_recipe, untrained
 from wsss_afa import export
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.data.voc import VOC_CLASSES
@@ -231,15 +231,10 @@ def test_a_missing_package_is_named(files, tmp_path, monkeypatch):
 
 
 def test_methods_that_lack_something():
-    plain = Exportable(untrained(small_recipe(base=SUPERVISED)), "segmentation")
+    plain = Exportable(untrained(supervised_recipe()), "segmentation")
     assert plain.outputs == ("probability",)
     with pytest.raises(UserError, match="part=cam needs cam and score, Supervised has none"):
-        Exportable(untrained(small_recipe(base=SUPERVISED)), "cam")
-    of_timm = [
-        *SUPERVISED[:2],
-        "backbone=timm_pyramid",
-        "backbone.name=resnet10t",
-        "backbone.pretrained=null",
-    ]
+        Exportable(untrained(supervised_recipe()), "cam")
+    of_timm = supervised_recipe("backbone=timm_pyramid", "backbone.name=resnet10t")
     with pytest.raises(UserError, match="backbone TimmPyramid cannot be exported for images of any size"):
-        Exportable(untrained(small_recipe(base=of_timm)), "segmentation")
+        Exportable(untrained(of_timm), "segmentation")

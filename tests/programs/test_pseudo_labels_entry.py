@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from two_processes import run_as_two
-from untrained import CLASSES, save, small_recipe, untrained
+from untrained import CLASSES, save, scene_recipe, untrained
 from wsss_afa import pseudo_labels
 from wsss_afa.data.label_folder import LabelFolder, label_path
 from wsss_afa.data.synthetic import SyntheticScenes
@@ -38,7 +38,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save(untrained(small_recipe(), seed=3), tmp_path_factory.mktemp("net") / "best.ckpt")
+    return save(untrained(scene_recipe(), seed=3), tmp_path_factory.mktemp("net") / "best.ckpt")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def make_batch(height=34, width=46, tags=(1, 0, 1)):
 @pytest.mark.parametrize("source", ["cam", "par", "affinity"])
 def test_a_band_is_what_training_would_make_of_the_whole_image(source):
     stage = "cam" if source == "cam" else "afa"
-    recipe = small_recipe(f"method.labels={stage}", "method.low=0.1", "method.high=0.2")
+    recipe = scene_recipe(f"method.labels={stage}", "method.low=0.1", "method.high=0.2")
     method, batch = untrained(recipe, seed=1), make_batch()
     net, labeler = method.net, method.labeler
     trained = labeler(net, batch, net(batch["image"]), source == "affinity").segmentation
@@ -82,7 +82,7 @@ def test_a_band_is_what_training_would_make_of_the_whole_image(source):
 
 
 def test_one_score_decides_pixel_by_pixel():
-    method, raw = untrained(small_recipe("method.cam.mirror=false")), torch.rand(1, 3, 34, 46)
+    method, raw = untrained(scene_recipe("method.cam.mirror=false")), torch.rand(1, 3, 34, 46)
     method.net.activate = lambda image: SimpleNamespace(cam=raw, tokens=None)
     (label,) = LabelSource(method, "cam", MultiScaleSegmentation())(make_batch(), [0.4])
     cam = raw[0] - raw[0].amin((1, 2), keepdim=True)
@@ -93,7 +93,7 @@ def test_one_score_decides_pixel_by_pixel():
 
 
 def test_segmentation_is_the_best_of_background_and_own_classes():
-    method, logits = untrained(small_recipe()), torch.randn(1, 4, 34, 46)
+    method, logits = untrained(scene_recipe()), torch.randn(1, 4, 34, 46)
     method.net.segment = lambda image: logits
     (label,) = LabelSource(method, "seg", MultiScaleSegmentation())(make_batch(), [0.0])
     wanted = torch.tensor([0, 1, 3])[logits[:, [0, 1, 3]].argmax(1)]
@@ -108,7 +108,7 @@ def test_the_crf_gets_probabilities_and_has_the_last_word(source):
             torch.testing.assert_close(probability.sum(1), torch.ones_like(probability[:, 0]))
             return torch.stack([torch.zeros_like(probability[:, 0])] * 2 + [probability[:, 0]], 1)
 
-    label_source = LabelSource(untrained(small_recipe()), source, MultiScaleSegmentation(crf=Crf()))
+    label_source = LabelSource(untrained(scene_recipe()), source, MultiScaleSegmentation(crf=Crf()))
     labels = label_source(make_batch(), [0.3, 0.5])
     assert all((label == 3).all() for label in labels)
 
@@ -166,7 +166,7 @@ def test_labels_of_other_settings_are_not_mixed(run, tmp_path):
         message = run("source=cam", f"out={out}", "background=0.4", change)
         assert message.startswith(f"error: out={out} has labels of ")
         assert len(message.splitlines()) == 1
-    other = save(untrained(small_recipe(), seed=4), tmp_path / "other.ckpt")
+    other = save(untrained(scene_recipe(), seed=4), tmp_path / "other.ckpt")
     assert "checkpoint_sha256" in run("source=cam", f"out={out}", "background=0.4", f"ckpt={other}")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "photos").mkdir()
@@ -266,7 +266,7 @@ def test_a_mistake_gets_one_line(mistake, run, tmp_path, monkeypatch):
 
 
 def test_affinity_that_was_not_trained_is_refused(run, tmp_path):
-    baseline = save(untrained(small_recipe("method.labels=cam")), tmp_path / "none.ckpt")
+    baseline = save(untrained(scene_recipe("method.labels=cam")), tmp_path / "none.ckpt")
     assert "source=affinity: this checkpoint has none such; set source to cam, par, seg" in run(
         f"ckpt={baseline}", f"out={tmp_path}/x", "source=affinity"
     )

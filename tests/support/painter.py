@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from untrained import save, small_recipe, untrained
+from untrained import save, scene_recipe, untrained
 from wsss_afa import predict
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.methods.base import Method
@@ -80,7 +80,7 @@ def scene(height: int = 24, width: int = 40) -> tuple[np.ndarray, np.ndarray]:
 def save_checkpoint(path: Path) -> Path:
     """Write the checkpoint of a network of random weights."""
     own = ("backbone.strides=[4,2,2,1]", "method.cam.scales=[1.0,0.5]")
-    return save(untrained(small_recipe(*own, class_names=NAMES), std=2), path)
+    return save(untrained(scene_recipe(*own, class_names=NAMES), std=2), path)
 
 
 def run_predict(*arguments: str) -> tuple[int, str]:

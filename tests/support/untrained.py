@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import torch
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from recipes import small_recipe
 from wsss_afa.methods.base import RECIPE_KEY, Method
 from wsss_afa.methods.recipe import Recipe, build
-from wsss_afa.train import make_recipe
 
 CLASSES = ("disc", "box", "triangle")
-AFA = ("+experiment=synthetic", "method.decoder_dim=16")
-SUPERVISED = (
-    "+experiment=second_stage", "method.decoder_dim=16", "backbone.variant=tiny", "backbone.pretrained=null",
-)  # fmt: skip
 
 
-def small_recipe(*overrides: str, base: Sequence[str] = AFA, class_names: Sequence[str] = CLASSES) -> Recipe:
-    """The recipe of a small method; what it begins with is changed by overrides."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        return make_recipe(hydra.compose("train", [*base, *overrides]), tuple(class_names))
+def scene_recipe(*overrides: str, class_names: Sequence[str] = CLASSES) -> Recipe:
+    """The recipe of AFA for generated scenes."""
+    return small_recipe("+experiment=synthetic", *overrides, class_names=tuple(class_names))
+
+
+def supervised_recipe(*overrides: str, class_names: Sequence[str] = CLASSES) -> Recipe:
+    """The recipe of a network that learns from labels that are given."""
+    return small_recipe("+experiment=second_stage", *overrides, class_names=tuple(class_names))
 
 
 def untrained(recipe: Recipe, seed: int = 0, std: float = 1.0) -> Method:
     """A method in evaluation mode whose segmentation and activation maps have more than one class.
 
     Args:
-        recipe: as of `small_recipe`.
+        recipe: as of `scene_recipe`.
         seed: of the weights.
         std: of the last layers' weights.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from wsss_afa.data.datamodule import TaggedDataModule
@@ -11,6 +11,7 @@ from wsss_afa.data.shards import ShardSet, WindowOrder, read_manifest
 from wsss_afa.errors import UserError
 
 
+@dataclass(eq=False, repr=False)
 class StreamingDataModule(TaggedDataModule):
     """Shards written by ``python -m wsss_afa.shard``.
 
@@ -26,22 +27,15 @@ class StreamingDataModule(TaggedDataModule):
             disk, a shard is missing.
     """
 
-    def __init__(
-        self,
-        root: str,
-        window: int = 8,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, False, skip_broken)
-        if window < 1:
-            raise UserError(f"data.window is {window}, need at least 1 shard: try 8")
-        self._window, self._manifest = window, read_manifest(root)
+    root: str
+    window: int = 8
+    balanced: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise UserError(f"data.window is {self.window}, need at least 1 shard: try 8")
+        self._manifest = read_manifest(self.root)
         self.has_masks = "val" in self._manifest.splits and self._manifest.splits["val"].has_masks
 
     @property
@@ -66,5 +60,5 @@ class StreamingDataModule(TaggedDataModule):
     def _sampler(self, length: int) -> DrawSampler:
         sampler = super()._sampler(length)
         counts = [shard.images for shard in self._manifest.splits["train"].shards]
-        sampler.order = partial(WindowOrder, counts, self._window, self.seed)
+        sampler.order = partial(WindowOrder, counts, self.window, self.seed)
         return sampler

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.folder.content import TaggedFolder, read_folder
 from wsss_afa.errors import UserError
 
 
+@dataclass(eq=False, repr=False)
 class FolderDataModule(TaggedDataModule):
     """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
 
@@ -27,29 +28,23 @@ class FolderDataModule(TaggedDataModule):
         UserError: A value is out of its range, or the folder cannot be read without guessing.
     """
 
-    def __init__(
-        self,
-        root: str,
-        labels: str | None = None,
-        separator: str | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        ignore_unlisted: bool = False,
-        max_side: int | None = None,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        if max_side is not None and max_side < 1:
-            raise UserError(f"data.max_side is {max_side}, need pixels or null: set it to 640, for example")
-        self.max_side = max_side
-        self._content = read_folder(root, labels, separator, val_fraction, split_seed, ignore_unlisted)
+    root: str
+    labels: str | None = None
+    separator: str | None = None
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    ignore_unlisted: bool = False
+    max_side: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_side is not None and self.max_side < 1:
+            raise UserError(
+                f"data.max_side is {self.max_side}, need pixels or null: set it to 640, for example"
+            )
+        self._content = read_folder(
+            self.root, self.labels, self.separator, self.val_fraction, self.split_seed, self.ignore_unlisted
+        )
         self.has_masks = bool(self._content.masks)
 
     @property

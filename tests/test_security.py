@@ -20,8 +20,7 @@ from test_data_coco import annotation, box, write
 
 from wsss_afa.callbacks.checkpoints import BestAndLast, resume_point
 from wsss_afa.data.archive import unpack
-from wsss_afa.data.coco import COCO
-from wsss_afa.data.folder.survey import read_category_ids
+from wsss_afa.data.coco import COCO, read_category_ids
 from wsss_afa.data.folder.tags import read_tags
 from wsss_afa.data.images import read_image, read_kind, read_mask
 from wsss_afa.data.label_folder import LabelFolder, label_path

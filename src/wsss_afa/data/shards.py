@@ -123,11 +123,7 @@ class ShardSet:
     @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all images, (n, C); every index is read to know them."""
-        labels = np.zeros((len(self), len(self.class_names)), bool)
-        entries = (entry for shard in self.shards for entry in self._index(shard))
-        for row, entry in zip(labels, entries, strict=True):
-            row[entry[1]] = True
-        return labels
+        return np.stack([self._label(tags) for shard in self.shards for _, tags, _, _ in self._index(shard)])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -138,13 +134,15 @@ class ShardSet:
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self.shards[number]
         name, tags, image, mask = self._index(shard)[index - int(self._ends[number]) + shard.images]
-        url, label = f"{self._root}/{shard.file}", np.zeros(len(self.class_names), np.float32)
-        label[tags] = 1
+        url, label = f"{self._root}/{shard.file}", self._label(tags).astype(np.float32)
         pixels = read_image(_read_member(url, image), self._upright)
         sample = Sample(image=pixels, class_label=label, name=name)
         if mask is not None:
             sample["mask"] = read_mask(_read_member(url, mask), pixels.shape[:2])
         return sample
+
+    def _label(self, tags: list[int]) -> NDArray[np.bool_]:
+        return np.isin(np.arange(len(self.class_names)), tags)
 
     def _index(self, shard: Shard) -> list[Entry]:
         return _read_index(f"{self._root}/{shard.file.removesuffix('.tar')}.json", shard.index_sha256)
@@ -203,10 +201,12 @@ def fetch(url: str, start: int | None = None, end: int | None = None, hint: str 
 class _Encoded(io.BytesIO):
     """The bytes of a member, which errors call by the place that they come from."""
 
-    where: str
+    def __init__(self, content: bytes, where: str) -> None:
+        super().__init__(content)
+        self._where = where
 
     def __str__(self) -> str:
-        return self.where
+        return self._where
 
 
 def _read_member(url: str, member: Member) -> _Encoded:
@@ -215,9 +215,7 @@ def _read_member(url: str, member: Member) -> _Encoded:
         raise UserError(f"{url} came whole, need parts of it: use a server that answers ranges of bytes")
     if zlib.crc32(content) != member.crc32:
         raise UserError(f"{url} is damaged at {member.file}: {_REMEDY}")
-    encoded = _Encoded(content)
-    encoded.where = f"{url} {member.file}"
-    return encoded
+    return _Encoded(content, f"{url} {member.file}")
 
 
 @lru_cache(MAX_INDICES)

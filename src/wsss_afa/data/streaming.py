@@ -45,9 +45,10 @@ class StreamingDataModule(TaggedDataModule):
 
     def prepare_data(self) -> None:
         """Say what was found."""
-        splits = [f"{split.images} {name} in {len(split.shards)} shards; "
-                  for name, split in self._manifest.splits.items()]  # fmt: skip
-        print(f"data      {self._manifest.root}: {''.join(splits)}{self.num_classes} classes")
+        splits = [
+            f"{own.images} {name} in {len(own.shards)} shards" for name, own in self._manifest.splits.items()
+        ]
+        print(f"data      {self._manifest.root}: {'; '.join(splits)}; {self.num_classes} classes")
 
     def make_train_set(self) -> ShardSet:
         """The training images with their tags."""

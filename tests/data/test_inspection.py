@@ -106,9 +106,10 @@ def test_copies_across_splits_are_errors():
     (level, copy), (_, twice) = lines(train, val, kind="leak")
     assert level == "error"
     assert copy == (
-        "a in train and d in val are the same image (3 copies), so that the score does not count: delete one"
+        "a in train and d in val are the same image (3 copies), so that the score does not count: "
+        "take it out of one of them"
     )
-    assert twice.startswith("b is in train and in val")
+    assert twice.startswith("b in train and b in val are the same image,")
     assert not lines(train, val, kind="duplicate")
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,7 +54,11 @@ def read_image(
         UserError: The file is missing, truncated, no image or too large.
     """
     with _decoding(path), open_image(path) as image:
-        _check_pixels(path, image, max_pixels)
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise UserError(
+                f"{path} has {image.width}×{image.height} pixels, more than max_pixels={max_pixels}: "
+                "make it smaller or raise max_pixels"
+            )
         if max_side is None:
             return _rgb(image, upright)
         size = _reduced(image.size, max_side)
@@ -162,12 +166,11 @@ def require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
+        problem = f"cannot be opened ({error.strerror}): mend the path or its permissions"
         if path.is_symlink():
             problem = "links to nothing: copy the image there or remove the link"
         elif isinstance(error, FileNotFoundError):
             problem = "does not exist: mend the path"
-        else:
-            problem = f"cannot be opened ({error.strerror}): mend the path or its permissions"
         raise UserError(f"{path} {problem}") from error
     if stat.S_ISDIR(mode):
         readable = os.access(path, os.R_OK | os.X_OK)
@@ -208,8 +211,10 @@ def all_of(lines: list[str]) -> UserError:
 
 def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
     image.load()
-    if upright and (turn := _TURNS.get(_orientation(image))) is not None:
-        image = image.transpose(turn)
+    if upright:
+        with suppress(Exception):  # broken tags raise what they like
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+            image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert("RGB"))
@@ -237,34 +242,20 @@ def _decoding(path: Path | BinaryIO | str) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as an image ({reason}): copy it anew") from error
 
 
-def _check_pixels(path: Path | BinaryIO, image: Image.Image, limit: int | None) -> None:
-    if limit is not None and image.width * image.height > limit:
-        raise UserError(
-            f"{path} has {image.width}×{image.height} pixels, more than max_pixels={limit}: "
-            "make it smaller or raise max_pixels"
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 … 8; 0 where there is none that can be read."""
-    try:
-        return int(image.getexif().get(_ORIENTATION, 0))
-    except Exception:  # broken tags raise what they like
-        return 0
-
-
 def _kind(path: Path | BinaryIO | str) -> tuple[str, str]:
     """What a file is that no decoder knows, and what to do about it."""
     if not isinstance(path, Path):
         return "of no known format", "copy it anew"
     with path.open("rb") as file:
         head = file.read(512)
-    if not head:
-        return "empty", "copy it anew"
-    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
-        return "a HEIC photo", "convert it to JPEG"
-    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI ":
-        return "a video", "save a frame of it as JPEG"
-    if b"<svg" in head:
-        return "an SVG drawing", "export it as PNG"
-    return "of no known format", "copy it anew, or convert it to JPEG or PNG"
+    brand = head[8:11] if head[4:8] == b"ftyp" else b""
+    kinds = {
+        ("empty", "copy it anew"): not head,
+        ("a HEIC photo", "convert it to JPEG"): brand in (b"hei", b"hev", b"mif"),
+        ("a video", "save a frame of it as JPEG"): brand
+        or head[:4] == b"\x1aE\xdf\xa3"
+        or head[8:12] == b"AVI ",
+        ("an SVG drawing", "export it as PNG"): b"<svg" in head,
+    }
+    unknown = ("of no known format", "copy it anew, or convert it to JPEG or PNG")
+    return next((kind for kind, true in kinds.items() if true), unknown)

@@ -1,4 +1,4 @@
-"""Results as VOC's evaluation server takes them: where they lie, how they are packed, what it would not take."""
+"""What VOC's evaluation server takes: where results lie, how they are packed, what is wrong with them."""
 
 from __future__ import annotations
 

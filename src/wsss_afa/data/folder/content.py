@@ -9,7 +9,7 @@ each photo a palette or grey PNG of its size and name; background is 0, class c 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -40,7 +40,6 @@ class PhotoFolder:
     """What ``read_folder`` found; lists run over the tagged photos."""
 
     root: Path
-    """The folder."""
     class_names: tuple[str, ...]
     """C foreground classes."""
     files: list[str]
@@ -73,13 +72,11 @@ class TaggedFolder:
     def __init__(
         self, content: PhotoFolder, split: str, with_mask: bool = False, max_side: int | None = None
     ) -> None:
-        chosen = [i for i, name in enumerate(content.splits) if name == split]
-        self.root, self.class_names = content.root, content.class_names
+        chosen = np.flatnonzero(np.array(content.splits) == split).tolist()
+        self.root, self.class_names, self.summary = content.root, content.class_names, content.summary
         self.files = [content.files[i] for i in chosen]
-        self.summary = content.summary
         self.labels = content.labels[chosen]
-        self._masks = content.masks if with_mask else None
-        self._max_side = max_side
+        self._masks, self._max_side = content.masks if with_mask else None, max_side
         absent = [file for file in self.files if with_mask and file not in content.masks]
         if absent:
             raise all_of([
@@ -103,7 +100,12 @@ class TaggedFolder:
         label = self.labels[index].astype(np.float32)
         sample = Sample(image=shrink(image, self._max_side), class_label=label, name=bare(file))
         if self._masks is not None:
-            mask = _read_mask(self._masks[file], image.shape[:2], label)
+            path = self._masks[file]
+            mask = read_mask(path, image.shape[:2], len(label))
+            if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
+                raise UserError(
+                    f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
+                )
             sample["mask"] = shrink(mask, self._max_side, nearest=True)
         return sample
 
@@ -138,17 +140,21 @@ def read_folder(
     rows = match_rows(root, photos, table, ignore_unlisted)
     files = [file for file in photos if file in rows]
     names = _class_names(root, table)
-    indices = {name: index for index, name in enumerate(names)}
-    tags = np.zeros((len(files), len(names)), bool)
-    for own, file in zip(tags, files, strict=True):
-        own[[indices[tag] for tag in rows[file].tags]] = True
+    tags = np.array([[name in rows[file].tags for name in names] for file in files], bool)
+    tags = tags.reshape(len(files), len(names))
     _check_contrast(root, names, tags)
     masks = _find_masks(root, photos)
     splits, how = _explicit_splits(root, files, rows)
     if not how:
-        splits, how = _make_splits(root, files, tags, masks, val_fraction, seed)
-    summary = _summarise(root, table, names, tags, splits, how, masks.keys() & set(files))
-    return PhotoFolder(root, names, files, tags, splits, masks, summary)
+        if not 0 < val_fraction < 1:
+            raise UserError(f"data.val_fraction is {val_fraction}, need a share in (0, 1): try 0.1")
+        if len(files) < 2:
+            raise UserError(f"{root} has {len(files)} photo, need two, to train and to validate: add some")
+        candidates = np.array([file in masks for file in files]) if masks else None
+        validates = stratified_split(tags, val_fraction, seed, candidates)
+        splits, how = np.where(validates, "val", "train").tolist(), f"stratified, seed {seed}"
+    content = PhotoFolder(root, names, files, tags, splits, masks, "")
+    return replace(content, summary=_summarise(content, table.how, how))
 
 
 def _class_names(root: Path, table: Table) -> tuple[str, ...]:
@@ -216,49 +222,18 @@ def _explicit_splits(root: Path, files: list[str], rows: dict[str, Row]) -> tupl
     return [], ""
 
 
-def _make_splits(
-    root: Path,
-    files: list[str],
-    labels: NDArray[np.bool_],
-    masks: dict[str, Path],
-    fraction: float,
-    seed: int,
-) -> tuple[list[str], str]:
-    if not 0 < fraction < 1:
-        raise UserError(f"data.val_fraction is {fraction}, need a share in (0, 1): try 0.1")
-    if len(files) < 2:
-        raise UserError(f"{root} has {len(files)} photo, need two, to train and to validate: add some")
-    candidates = np.array([file in masks for file in files]) if masks else None
-    chosen = stratified_split(labels, fraction, seed, candidates)
-    return ["val" if val else "train" for val in chosen], f"stratified, seed {seed}"
-
-
-def _read_mask(path: Path, size: tuple[int, ...], label: NDArray[np.float32]) -> NDArray[np.uint8]:
-    mask = read_mask(path, size, len(label))
-    if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
-        raise UserError(
-            f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
-        )
-    return mask
-
-
-def _summarise(
-    root: Path,
-    table: Table,
-    names: tuple[str, ...],
-    tags: NDArray[np.bool_],
-    splits: list[str],
-    how: str,
-    masked: set[str],
-) -> str:
-    named = [name for name in names if name != UNUSED]
-    shown = ", ".join(named[:8]) + (", …" if len(named) > 8 else "")
-    counts = f"{splits.count('train')} train and {splits.count('val')} val ({how})"
-    truth = f"{len(masked)} masks" if masked else "no masks, so no mIoU"
+def _summarise(content: PhotoFolder, read: str, split: str) -> str:
+    """What was found, how its tags were read and how it was split."""
+    tags, splits, masked = content.labels, content.splits, content.masks.keys() & set(content.files)
     trained = tags[np.array(splits) == "train"].any(0)
-    untrained = [name for name, seen in zip(names, trained, strict=True) if not seen and name != UNUSED]
-    warning = f"; no training photo of {', '.join(untrained[:3])}" if untrained else ""
+    named = {
+        name: bool(seen) for name, seen in zip(content.class_names, trained, strict=True) if name != UNUSED
+    }
+    untrained = [name for name, seen in named.items() if not seen]
     return (
-        f"{root}: {table.how}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
-        f"{len(named)} classes: {shown}; {counts}; {truth}{warning}"
+        f"{content.root}: {read}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
+        f"{len(named)} classes: {', '.join(list(named)[:8])}{', …' * (len(named) > 8)}; "
+        f"{splits.count('train')} train and {splits.count('val')} val ({split}); "
+        + (f"{len(masked)} masks" if masked else "no masks, so no mIoU")
+        + (f"; no training photo of {', '.join(untrained[:3])}" if untrained else "")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,16 @@ def csv_records(path: Path) -> list[Record]:
     header = [cell.strip() for cell in lines[0][1]]
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
         raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
-    if len(set(header)) < len(header):
-        twice = next(cell for cell in header if header.count(cell) > 1)
-        raise UserError(f"{path} has two columns {twice!r}, need different names: rename or delete one")
-    return [_csv_record(path, where, header, cells) for where, cells in lines[1:]]
-
-
-def _csv_record(path: Path, where: str, header: list[str], cells: list[str]) -> Record:
-    if len(cells) != len(header):
-        raise UserError(
-            f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
-            "quotation marks or `;` between them, and keep the comma before an empty cell"
-        )
-    return where, dict(zip(header, cells, strict=True))
+    twice = [cell for cell, count in Counter(header).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has two columns {twice[0]!r}, need different names: rename or delete one")
+    for where, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
+                "quotation marks or `;` between them, and keep the comma before an empty cell"
+            )
+    return [(where, dict(zip(header, cells, strict=True))) for where, cells in lines[1:]]
 
 
 def jsonl_records(path: Path) -> list[Record]:
@@ -118,11 +116,10 @@ def parse_json(path: Path, text: str, line: int = 0) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = {key: value for key, value in pairs if key != "segmentation"}  # large, and of no use here
-        if len({key for key, _ in pairs}) < len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise UserError(f"{path} has {twice!r} twice in one object: keep one of the two")
-        return content
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            raise UserError(f"{path} has {twice[0]!r} twice in one object: keep one of the two")
+        return {key: value for key, value in pairs if key != "segmentation"}  # large, and of no use here
 
     try:
         return json.loads(text, object_pairs_hook=unique)

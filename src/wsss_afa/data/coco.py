@@ -179,7 +179,12 @@ def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Keep the keys only, dropping the rest while the file is parsed, and numbers as arrays."""
 
     def slim(item: dict[str, Any]) -> dict[str, Any]:
-        return {key: _compact(key, item[key]) for key in keys if key in item}
+        kept = {key: item[key] for key in keys if key in item}
+        if isinstance(kept.get("segmentation"), list):
+            kept["segmentation"] = [np.array(polygon) for polygon in kept["segmentation"]]
+        if isinstance(kept.get("counts"), list):
+            kept["counts"] = np.array(kept["counts"])
+        return kept
 
     try:
         with path.open(encoding="utf-8") as file:
@@ -190,12 +195,6 @@ def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     if absent:
         raise UserError(f"{path} has no {', '.join(absent)}, need COCO's instances file: copy it anew")
     return content
-
-
-def _compact(key: str, value: Any) -> Any:
-    if key == "segmentation" and isinstance(value, list):
-        return [np.array(polygon) for polygon in value]
-    return np.array(value) if key == "counts" and isinstance(value, list) else value
 
 
 def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:

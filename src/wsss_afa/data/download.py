@@ -73,7 +73,7 @@ def download(
         return verify(path, source)
     if urlsplit(source.url).scheme not in ("http", "https") or not source.name:
         raise UserError(f"{source.url} is no address of a file, need http(s)://…/FILE: check base_url")
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_path(path)
     reason = "no attempt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,11 @@ def download(
         raise UserError(f"{path} cannot be written ({error}): free the disk or choose another one") from error
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
 def verify(path: Path, source: Source) -> None:
     """Check the length and the checksum of a file.
 
@@ -113,16 +118,15 @@ def verify(path: Path, source: Source) -> None:
     if algorithm not in ("md5", "sha256"):
         raise UserError(f"checksum={source.checksum}, need md5:… or sha256:…: mend it")
     try:
-        size = path.stat().st_size
-        if size != source.size:
-            raise UserError(f"{path} has {size} bytes, need {source.size}: delete it and run again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
+        found, wanted = f"{path.stat().st_size} bytes", f"{source.size}"
+        if path.stat().st_size == source.size:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
+            found, wanted = f"{algorithm}:{digest.hexdigest()}", source.checksum
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): copy it anew") from error
-    found = f"{algorithm}:{digest.hexdigest()}"
-    if found != source.checksum:
-        raise UserError(f"{path} has {found}, need {source.checksum}: delete it and run again")
+    if found != wanted:
+        raise UserError(f"{path} has {found}, need {wanted}: delete it and run again")
 
 
 def require_space(folder: Path, size: int) -> None:

@@ -85,11 +85,7 @@ class LabelledImages:
                 f"labels={folder} has {count} PNGs, need one for each of the {len(images)} training images: "
                 "write the rest, which goes on where it stopped, or train on fewer images"
             )
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The C foreground classes."""
-        return self.images.class_names
+        self.class_names = images.class_names
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -126,8 +122,7 @@ def label_path(folder: Path, name: str) -> Path:
 def _read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return dict(content)
+        return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no manifest ({error}): choose another folder, or delete this one"

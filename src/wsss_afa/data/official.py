@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from wsss_afa import __version__
 from wsss_afa.data.coco import read_category_ids
-from wsss_afa.data.download import Source, download, require_space, verify
+from wsss_afa.data.download import Source, download, partial_path, require_space, verify
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 
@@ -58,14 +58,16 @@ def fetch(sources: list[Source], folder: Path, attempts: int, wait: float, timeo
     Raises:
         UserError: A download fails, or the disk holds neither the archives nor, then, what is in them.
     """
-    there = sum(_bytes_there(source, folder / source.name) for source in sources)
-    require_space(folder, 2 * sum(source.size for source in sources) - there)
+    paths = [folder / source.name for source in sources]
+    there = [each.stat().st_size for path in paths for each in (path, partial_path(path)) if each.exists()]
+    require_space(folder, 2 * sum(source.size for source in sources) - sum(there))
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
-        tasks = {source: bar.add_task(source.name, total=source.size) for source in sources}
-        for source, task in tasks.items():
-            download(source, folder / source.name, attempts, wait, timeout, partial(_show, bar, task))
-            _show(bar, task, source.size)
+        tasks = [bar.add_task(source.name, total=source.size) for source in sources]
+        for source, path, task in zip(sources, paths, tasks, strict=True):
+            show = partial(_show, bar, task)
+            download(source, path, attempts, wait, timeout, show)
+            show(source.size)
 
 
 def find(sources: list[Source], folder: Path) -> None:
@@ -74,13 +76,12 @@ def find(sources: list[Source], folder: Path) -> None:
     Raises:
         UserError: One is missing or another file.
     """
-    absent = [source for source in sources if not (folder / source.name).is_file()]
-    if absent:
-        raise UserError(
-            f"archives={folder} lacks {', '.join(source.name for source in absent)}: copy it from "
-            f"{absent[0].url}, or leave archives out to download"
-        )
     for source in sources:
+        if not (folder / source.name).is_file():
+            raise UserError(
+                f"archives={folder} lacks {source.name}: copy it from {source.url}, or leave archives out to "
+                "download"
+            )
         verify(folder / source.name, source)
 
 
@@ -150,11 +151,6 @@ def write_manifest(
 def _count_images(root: Path) -> int:
     """Photographs below a folder, those without annotations included."""
     return sum(name.endswith(".jpg") for _, _, names in os.walk(root) for name in names)
-
-
-def _bytes_there(source: Source, path: Path) -> int:
-    there = next((p.stat().st_size for p in (path, path.with_name(f"{path.name}.partial")) if p.exists()), 0)
-    return min(source.size, there)
 
 
 def _show(bar: Progress, task: TaskID, done: int) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ _TURNS = {
 
 
 def read_image(
-    path: Path | BinaryIO, upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
+    path: Path | IO[bytes], upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
 ) -> NDArray[np.uint8]:
     """Decode any image to RGB.
 
@@ -83,9 +83,8 @@ def shrink(image: NDArray[np.uint8], max_side: int | None, nearest: bool = False
 
 
 def _resize(image: NDArray[np.uint8], size: tuple[int, int], how: int) -> NDArray[np.uint8]:
-    if image.shape[1::-1] == size:
-        return image
-    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+    same = image.shape[1::-1] == size
+    return image if same else np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
 
 
 def _reduced(size: tuple[int, int], max_side: int) -> tuple[int, int]:
@@ -105,7 +104,7 @@ def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def read_mask(
-    path: Path | BinaryIO, size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
+    path: Path | IO[bytes], size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
 ) -> NDArray[np.uint8]:
     """Decode a palette or grey-scale PNG whose pixel values are the labels.
 
@@ -139,7 +138,7 @@ def read_mask(
     return mask
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
+def open_image(file: Path | IO[bytes]) -> Image.Image:
     """Open an image whose head alone is read so far, and which Pillow can decode by itself.
 
     Others it would hand to programs, such as EPS, which is a program, to Ghostscript.
@@ -148,7 +147,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
-def read_kind(file: Path | BinaryIO) -> str:
+def read_kind(file: Path | IO[bytes]) -> str:
     """Format and colours as stored, such as "JPEG RGB", from an image's head; empty if there is no image."""
     try:
         with open_image(file) as image:
@@ -212,16 +211,15 @@ def all_of(lines: list[str]) -> UserError:
 def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
     image.load()
     if upright:
-        with suppress(Exception):  # broken tags raise what they like
-            turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-            image = image if turn is None else image.transpose(turn)
+        with suppress(Exception):  # most have no such tag, and broken tags raise what they like
+            image = image.transpose(_TURNS[image.getexif()[_ORIENTATION]])
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 
 @contextmanager
-def _decoding(path: Path | BinaryIO | str) -> Iterator[None]:
+def _decoding(path: Path | IO[bytes] | str) -> Iterator[None]:
     """One line for whatever a decoder raises; what it warns of is tags, not pixels."""
     try:
         with warnings.catch_warnings():
@@ -242,7 +240,7 @@ def _decoding(path: Path | BinaryIO | str) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as an image ({reason}): copy it anew") from error
 
 
-def _kind(path: Path | BinaryIO | str) -> tuple[str, str]:
+def _kind(path: Path | IO[bytes] | str) -> tuple[str, str]:
     """What a file is that no decoder knows, and what to do about it."""
     if not isinstance(path, Path):
         return "of no known format", "copy it anew"

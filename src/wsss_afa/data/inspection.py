@@ -112,13 +112,10 @@ def _digest(content: bytes) -> str:
 
 def find_problems(splits: Sequence[Split]) -> list[Finding]:
     """All findings in opened splits, errors first."""
-    looks = [each for split in splits for each in split.looks]
-    findings = [Finding("error", "unreadable", each.problem) for each in looks if each.problem]
-    findings += _repeated(splits)
+    problems = [each.problem for split in splits for each in split.looks if each.problem]
+    findings = [Finding("error", "unreadable", problem) for problem in problems] + _repeated(splits)
     for split in splits:
-        findings += _strange_masks(split)
-        if split.name == "train":
-            findings += _poor_tags(split)
+        findings += [*_strange_masks(split), *(_poor_tags(split) if split.name == "train" else ())]
     return sorted(findings, key=lambda finding: finding.level)
 
 
@@ -236,11 +233,10 @@ def _poor_tags(split: Split) -> Iterator[Finding]:
         if always:
             problem = f"{names[i]} never comes without {_shorten(always)} in {totals[i]} images"
             yield Finding("warning", "tags", f"{problem}, and tags cannot tell them apart: add some without")
-    present = np.flatnonzero(totals)
-    if len(present) and totals.max() >= IMBALANCE * totals[present].min():
-        rare, common = present[totals[present].argmin()], totals.argmax()
+    common, rare = totals.argmax(), np.where(totals > 0, totals, totals.max()).argmin()
+    if totals[common] and totals[common] >= IMBALANCE * totals[rare]:
         problem = f"{split.name} has {totals[common]} images of {names[common]} and {totals[rare]} of"
-        remedy = "try data.balanced=true or loss.positive_weight=balanced"
+        remedy = "try data.balanced=true or method.classification.positive_weight=balanced"
         yield Finding("warning", "tags", f"{problem} {names[rare]}: {remedy}")
 
 

@@ -89,11 +89,9 @@ class SyntheticScenes:
         for item in objects:
             paint(canvas, item, self._hue(rng, item.category), rng)
         noise = rng.integers(0, 32, canvas.shape, dtype=np.uint8)
-        sample = Sample(
-            image=(canvas + noise - 15).clip(0, 255).astype(np.uint8),  # the mean of the noise is 15.5
-            class_label=self._tags(objects).astype(np.float32),
-            name=f"{self.split}_{index:06d}",
-        )
+        image, label = (canvas + noise - 15).clip(0, 255), self._tags(objects)  # the noise's mean is 15.5
+        name = f"{self.split}_{index:06d}"
+        sample = Sample(image=image.astype(np.uint8), class_label=label.astype(np.float32), name=name)
         if self.with_mask:
             sample["mask"] = mask
         return sample

@@ -163,18 +163,18 @@ def _class_names(root: Path, table: Table) -> tuple[str, ...]:
     A 255th class would have the label of ignored pixels, so a class that no photo has takes its place.
     """
     used = {tag: row.where for row in reversed(table.rows) for tag in row.tags}
-    listed, path = table.class_names, root / "classes.txt"
+    path, listed = root / "classes.txt", table.class_names
     if path.is_file():
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = map(str.strip, path.read_text("utf-8-sig").splitlines())
         listed = tuple(dict.fromkeys(line for line in lines if line and line.lower() != "background"))
     names = list(listed or sorted(used))
     unknown = sorted(used.keys() - set(names))
     if unknown:
         raise UserError(f"{used[unknown[0]]} has the tag {unknown[0]!r}, which is not in {path}: mend either")
-    spelt: dict[str, str] = {}
+    spelt = {name.lower(): name for name in reversed(names)}
     for name in names:
-        if (other := spelt.setdefault(name.lower(), name)) != name:
-            raise UserError(f"{root} has the classes {other!r} and {name!r}: spell them alike")
+        if spelt[name.lower()] != name:
+            raise UserError(f"{root} has the classes {spelt[name.lower()]!r} and {name!r}: spell them alike")
     if len(names) >= IGNORE_INDEX:
         names.insert(IGNORE_INDEX - 1, UNUSED)
     return tuple(names)

@@ -35,9 +35,9 @@ def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
         if isinstance(error.__cause__, UserError):
             return {}, _layout(error.__cause__)
         raise
-    for name, make in {"train": data.make_train_set, "val": data.make_val_set}.items():
+    for name in ("train", "val"):
         try:
-            sets[name] = make()
+            sets[name] = data.make_set(name)
         except UserError as error:
             findings += _layout(error)
     return sets, findings

@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 def looks(root, part, workers=0):
     data = FolderDataModule(str(root))
-    return list(look_at_all(data.make_train_set() if part == "train" else data.make_val_set(), workers))
+    return list(look_at_all(data.make_set(part), workers))
 
 
 def test_a_look_tells_size_kind_content_and_labels(folder):

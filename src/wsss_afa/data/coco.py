@@ -243,15 +243,8 @@ class COCODataModule(TaggedDataModule):
     year: int | None = None
     cache_dir: str | None = None
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The 80 classes of COCO."""
-        return COCO_CLASSES
+    class_names = COCO_CLASSES
 
-    def make_train_set(self) -> COCO:
-        """The annotated training images with their tags."""
-        return COCO(self.root, "train", self.year)
-
-    def make_val_set(self) -> COCO:
-        """The annotated validation images with their masks."""
-        return COCO(self.root, "val", self.year, with_mask=True, cache_dir=self.cache_dir)
+    def make_set(self, split: str) -> COCO:
+        """The annotated images of a split with their tags and, for ``val``, masks."""
+        return COCO(self.root, split, self.year, with_mask=split == "val", cache_dir=self.cache_dir)

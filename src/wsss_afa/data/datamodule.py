@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning as L
@@ -53,6 +53,8 @@ class TaggedDataModule(L.LightningDataModule, ABC):
     balanced: bool = False
     skip_broken: bool = False
 
+    class_names: tuple[str, ...] = field(init=False)
+    """The C foreground classes."""
     has_masks = True
     """Whether validation images have masks."""
     val_split = "val"
@@ -64,11 +66,6 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._broken: set[str] = set()
-
-    @property
-    @abstractmethod
-    def class_names(self) -> tuple[str, ...]:
-        """The C foreground classes, known without touching the disk."""
 
     @property
     def num_classes(self) -> int:
@@ -97,12 +94,8 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         return 0 if self._val is None else len(self._val)
 
     @abstractmethod
-    def make_train_set(self) -> SampleSet:
-        """The training images, without masks."""
-
-    @abstractmethod
-    def make_val_set(self) -> SampleSet:
-        """The validation images, with masks if they have any."""
+    def make_set(self, split: str) -> SampleSet:
+        """The images of ``train``, without masks, or of ``val``, with masks if they have any."""
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalise images as a method's backbone wants them; ImageNet's numbers stand until then.
@@ -121,10 +114,10 @@ class TaggedDataModule(L.LightningDataModule, ABC):
             UserError: Files are missing or not laid out as expected.
         """
         if stage == "fit" and self._train is None:
-            self._train = self.make_train_set()
+            self._train = self.make_set("train")
         validates = self.trainer.limit_val_batches > 0 if self.trainer else stage == "validate"
         if self._val is None and validates:
-            self._val = self.make_val_set()
+            self._val = self.make_set("val")
 
     def use_labels(self, folder: str | Path) -> None:
         """Train on the label PNGs of a folder; ``setup("fit")`` comes first.
@@ -146,7 +139,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
     def val_dataloader(self) -> DrawLoader:
         """Single images of native size: every ``world_size``-th, so that none is seen twice."""
         if self._val is None:
-            self._val = self.make_val_set()
+            self._val = self.make_set("val")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [[index] for index in range(rank, len(self._val), world_size)]
         images = Augmented(self._val, self.eval_transform, self.skip_broken)

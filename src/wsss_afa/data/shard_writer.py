@@ -37,10 +37,9 @@ def pack(data: TaggedDataModule, out: Path, shards: int, splits: list[str]) -> i
     Raises:
         UserError: A split is not known, files are missing, or the folder cannot take the shards.
     """
-    makers = {"train": data.make_train_set, "val": data.make_val_set}
-    if not splits or set(splits) - set(makers):
+    if not splits or set(splits) - {"train", "val"}:
         raise UserError(f"splits={splits}, need train, val or both: set splits=[train,val], for example")
-    sets = {name: makers[name]() for name in splits}
+    sets = {name: data.make_set(name) for name in splits}
     manifest, broken = write_shards(sets, out, shards, data.num_workers, data.skip_broken, bar=True)
     say_skipped(broken)
     for name, split in manifest.splits.items():

@@ -36,12 +36,8 @@ class StreamingDataModule(TaggedDataModule):
         if self.window < 1:
             raise UserError(f"data.window is {self.window}, need at least 1 shard: try 8")
         self._manifest = read_manifest(self.root)
+        self.class_names = self._manifest.class_names
         self.has_masks = "val" in self._manifest.splits and self._manifest.splits["val"].has_masks
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes that the manifest names."""
-        return self._manifest.class_names
 
     def prepare_data(self) -> None:
         """Say what was found."""
@@ -50,13 +46,9 @@ class StreamingDataModule(TaggedDataModule):
         ]
         print(f"data      {self._manifest.root}: {'; '.join(splits)}; {self.num_classes} classes")
 
-    def make_train_set(self) -> ShardSet:
-        """The training images with their tags."""
-        return ShardSet(self._manifest, "train", check=not self.skip_broken)
-
-    def make_val_set(self) -> ShardSet:
-        """The validation images with their tags and, if there are any, masks."""
-        return ShardSet(self._manifest, "val", check=not self.skip_broken)
+    def make_set(self, split: str) -> ShardSet:
+        """The images of a split with their tags and, if it has any, masks."""
+        return ShardSet(self._manifest, split, check=not self.skip_broken)
 
     def _sampler(self, length: int) -> DrawSampler:
         sampler = super()._sampler(length)

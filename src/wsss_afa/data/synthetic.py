@@ -148,16 +148,8 @@ class SyntheticDataModule(TaggedDataModule):
             "train": SyntheticScenes(self.train_images, *settings, split="train"),
             "val": SyntheticScenes(self.val_images, *settings, split="val", with_mask=True),
         }
+        self.class_names = self._scenes["val"].class_names
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The first ``num_classes`` shapes."""
-        return self._scenes["val"].class_names
-
-    def make_train_set(self) -> SyntheticScenes:
-        """Scenes without masks."""
-        return self._scenes["train"]
-
-    def make_val_set(self) -> SyntheticScenes:
-        """Other scenes, with masks."""
-        return self._scenes["val"]
+    def make_set(self, split: str) -> SyntheticScenes:
+        """Scenes of one of two splits that share none; those of ``val`` have masks."""
+        return self._scenes[split]

@@ -155,15 +155,10 @@ class VOCDataModule(TaggedDataModule):
     train_split: str = "train_aug"
     val_split: str = "val"
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The 20 classes of VOC."""
-        return VOC_CLASSES
+    class_names = VOC_CLASSES
 
-    def make_train_set(self) -> VOC:
-        """The images of ``train_split`` with their tags."""
-        return VOC(self.root, self.train_split)
-
-    def make_val_set(self) -> VOC:
-        """The images of ``val_split`` with their masks."""
+    def make_set(self, split: str) -> VOC:
+        """The images of ``train_split`` with their tags, or of ``val_split`` with masks too."""
+        if split == "train":
+            return VOC(self.root, self.train_split)
         return VOC(self.root, self.val_split, with_mask=True)

@@ -45,21 +45,13 @@ class FolderDataModule(TaggedDataModule):
         self._content = read_folder(
             self.root, self.labels, self.separator, self.val_fraction, self.split_seed, self.ignore_unlisted
         )
+        self.class_names = self._content.class_names
         self.has_masks = bool(self._content.masks)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes that the folder names."""
-        return self._content.class_names
 
     def prepare_data(self) -> None:
         """Say what was found and how it was read."""
         print(f"data      {self._content.summary}")
 
-    def make_train_set(self) -> TaggedFolder:
-        """The training photos with their tags."""
-        return TaggedFolder(self._content, "train", max_side=self.max_side)
-
-    def make_val_set(self) -> TaggedFolder:
-        """The validation photos with their tags and, if there are any, masks."""
-        return TaggedFolder(self._content, "val", self.has_masks, self.max_side)
+    def make_set(self, split: str) -> TaggedFolder:
+        """The photos of a split with their tags and, for ``val``, masks if there are any."""
+        return TaggedFolder(self._content, split, self.has_masks and split == "val", self.max_side)

@@ -67,7 +67,7 @@ def test_one_permutation_at_a_time(monkeypatch):
     made = []
     original = np.random.Generator
 
-    def order(seed, epoch, length, weights):
+    def order(seed, length, weights, epoch):
         made.append(epoch)
         return original(np.random.PCG64((seed, epoch))).permutation(length)
 

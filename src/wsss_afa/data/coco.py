@@ -8,20 +8,18 @@ first, so that the smaller lies on top; a crowd's region takes part in that orde
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle_tools
 
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.data.images import read_image, read_mask, require_files
+from wsss_afa.data.images import encode_png, read_image, read_mask, require_files
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.types import IGNORE_INDEX, Sample
@@ -43,13 +41,8 @@ _FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "
 _FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
 
 
-class Region(NamedTuple):
-    """One annotated object or crowd."""
-
-    label: int
-    """Mask value: c + 1, or 255 for a crowd."""
-    segmentation: Any
-    """Polygons (x, y, x, y, …) in pixels, or a run length with ``counts`` and ``size``."""
+Region = tuple[int, Any]
+"""Mask value, c + 1 or 255 for a crowd; polygons (x, y, x, y, …) in pixels, or a run length."""
 
 
 class COCO:
@@ -97,7 +90,7 @@ class COCO:
             self._regions = [[] for _ in images]
             for item in content["annotations"]:
                 label = IGNORE_INDEX if item.get("iscrowd") else classes[item["category_id"]] + 1
-                self._regions[rows[item["image_id"]]].append(Region(label, item["segmentation"]))
+                self._regions[rows[item["image_id"]]].append((label, item["segmentation"]))
             self._sizes = [(image["height"], image["width"]) for image in images]
             with path.open("rb") as file:
                 fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -124,19 +117,15 @@ class COCO:
                 )
             path = self._cache / f"{sample['name']}.png"
             if not path.exists():
-                _keep(path, rasterize(self._regions[index], *self._sizes[index]))
+                _keep(path, _rasterize(self._regions[index], *self._sizes[index]))
             sample["mask"] = read_mask(path, image.shape[:2])
         return sample
 
 
-def rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uint8]:
-    """Paint regions by area, the largest first.
-
-    Returns:
-        (height, width) labels, 0 where nothing is annotated.
-    """
+def _rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uint8]:
+    """Paint regions by area, the largest first, on a background of 0."""
     mask = np.zeros((height, width), np.uint8)
-    layers = [(_run_length(region.segmentation, height, width), region.label) for region in regions]
+    layers = [(_run_length(segmentation, height, width), label) for label, segmentation in regions]
     with warnings.catch_warnings():  # under NumPy 2 pycocotools calls what NumPy deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         for run_length, label in sorted(layers, key=lambda layer: -int(rle_tools.area(layer[0]))):
@@ -216,10 +205,8 @@ def read_category_ids(path: Path) -> dict[str, int]:
 
 
 def _keep(path: Path, mask: NDArray[np.uint8]) -> None:
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
     try:
-        write_whole(path, file.getvalue())
+        write_whole(path, encode_png(mask))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): set data.cache_dir elsewhere") from error
 

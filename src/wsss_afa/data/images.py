@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -136,6 +137,13 @@ def read_mask(
             f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace the mask"
         )
     return mask
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of an image (H, W, 3) or of labels (H, W)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import cv2
@@ -90,7 +91,7 @@ class DrawSampler(Sampler[list[Draw]]):
         self._steps, self._total = range(start_step, num_steps), num_steps * accumulation
         self._size = batch_size // parts
         self._offsets = [(m * world_size + rank) * self._size for m in range(accumulation)]
-        self.order: Callable[[int], Order] = lambda epoch: _order(seed, epoch, length, weights)
+        self.order: Callable[[int], Order] = partial(_order, seed, length, weights)
         """Gives the order of an epoch; another may take its place."""
         self._epoch, self._current = -1, cast(Order, ())
 
@@ -124,9 +125,7 @@ def balanced_weights(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray((groups / groups.sum(0).clip(1)).max(1))
 
 
-def _order(
-    seed: int, epoch: int, length: int, weights: NDArray[np.floating[Any]] | None
-) -> NDArray[np.int64]:
+def _order(seed: int, length: int, weights: NDArray[Any] | None, epoch: int) -> NDArray[np.int64]:
     """All images once, or as many draws, each image ⌊n w⌋ or ⌈n w⌉ times for its share w of the weights."""
     rng = np.random.default_rng((seed, epoch))
     images = rng.permutation(length)

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
 from torch.utils.data import DataLoader
 
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.folder.content import TaggedFolder
+from wsss_afa.data.images import encode_png
 from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shards import MANIFEST, Entry, Manifest, Member, Shard, Split
 from wsss_afa.errors import UserError
@@ -148,10 +147,10 @@ def _add_sample(
     """Members share a key without dots, for readers of WebDataset cut names at the first."""
     key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
     if paths is None:
-        member = _add(tar, f"{key}.png", _png(sample["image"]))
+        member = _add(tar, f"{key}.png", encode_png(sample["image"]))
     else:
         member = _add(tar, key + paths[image].suffix.lower(), paths[image].read_bytes())
-    mask = _add(tar, f"{key}.mask.png", _png(sample["mask"])) if "mask" in sample else None
+    mask = _add(tar, f"{key}.mask.png", encode_png(sample["mask"])) if "mask" in sample else None
     about = {"name": sample["name"], "tags": [class_names[tag] for tag in tags]}
     _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
     return sample["name"], tags, member, mask
@@ -163,9 +162,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> Member:
     offset = tar.offset + tarfile.BLOCKSIZE  # behind the header
     tar.addfile(info, io.BytesIO(content))
     return Member(name, offset, info.size, zlib.crc32(content))
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

@@ -67,7 +67,7 @@ class SyntheticScenes:
             if not valid:
                 raise UserError(f"synthetic scenes: {name} is {value!r}, needed is {need}; change {name}")
         self.length, self.size, self.hue_probability, self.seed = length, size, hue_probability, seed
-        self.max_objects = min(max_objects, num_classes)
+        self._most = (size, num_classes, min(max_objects, num_classes))
         self.split, self.with_mask = split, with_mask
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
         self.summary = f"{length} generated scenes for {split}"
@@ -75,7 +75,8 @@ class SyntheticScenes:
     @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all scenes, (n, C); each scene's objects are placed to know them, but not painted."""
-        return np.stack([self._tags(self._place(self._rng(index))[0]) for index in range(self.length)])
+        scenes = (place(self._rng(index), *self._most)[0] for index in range(self.length))
+        return np.stack([self._tags(objects) for objects in scenes])
 
     def __len__(self) -> int:
         return self.length
@@ -84,7 +85,7 @@ class SyntheticScenes:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         rng = self._rng(index)
-        objects, mask = self._place(rng)
+        objects, mask = place(rng, *self._most)
         canvas = background(rng, self.size).astype(np.float32)
         for item in objects:
             paint(canvas, item, self._hue(rng, item.category), rng)
@@ -98,9 +99,6 @@ class SyntheticScenes:
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-
-    def _place(self, rng: np.random.Generator) -> tuple[list[Object], NDArray[np.uint8]]:
-        return place(rng, self.size, len(self.class_names), self.max_objects)
 
     def _tags(self, objects: list[Object]) -> NDArray[np.bool_]:
         return np.isin(np.arange(len(self.class_names)), [item.category for item in objects])

@@ -57,14 +57,14 @@ class VOC:
                 f"data.root={root} has no folder JPEGImages, need VOC2012/JPEGImages/*.jpg: set data.root to "
                 "the folder VOC2012 itself"
             )
-        path = _find_list(self.root, split)
-        self.names = _read_list(path)
+        self.names, path = _read_list(self.root, split)
         require_files(images, [f"{name}.jpg" for name in self.names], split)
         self.paths = [images / f"{name}.jpg" for name in self.names]
         self.labels = np.zeros((len(self), len(VOC_CLASSES)), bool)
-        if split != "test":
-            for row, name in zip(self.labels, self.names, strict=True):
-                row[[VOC_CLASSES.index(tag) for tag in _tags(self.root, name)]] = True
+        packaged, annotations = _packaged_tags(), self.root / "Annotations"
+        for row, name in zip(self.labels, self.names, strict=True) if split != "test" else ():
+            tags = packaged[name] if name in packaged else parse_tags(annotations / f"{name}.xml")
+            row[[VOC_CLASSES.index(tag) for tag in tags]] = True
         self._masks = _find_masks(self.root, self.names, split) if with_mask else None
         masks = f"; masks of {self._masks.name}" if self._masks else ""
         self.summary = f"{root}: {len(self)} images of the list {path}{masks}"
@@ -103,30 +103,23 @@ def parse_tags(path: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _find_list(root: Path, split: str) -> Traversable:
+def _read_list(root: Path, split: str) -> tuple[list[str], Traversable]:
+    """The names of a split, and the file that lists them."""
     own, packaged = root / "ImageSets" / "Segmentation" / f"{split}.txt", _PACKAGED / f"{split}.txt"
-    if not own.is_file() and not packaged.is_file():
+    path = own if own.is_file() else packaged
+    if not path.is_file():
         raise UserError(f"split {split!r} has no list, need {own} or one of train, train_aug, val, test")
-    return own if own.is_file() else packaged
-
-
-def _read_list(path: Traversable) -> list[str]:
     lines = path.read_text("utf-8").splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]  # SBD lists give paths
     if not names:
         raise UserError(f"{path} lists 0 images, need one name per line: fill or delete it")
-    return names
+    return names, path
 
 
 @cache
 def _packaged_tags() -> dict[str, list[str]]:
     with (_PACKAGED / "tags.csv").open(encoding="utf-8") as file:
         return {row["image"]: row["tags"].split() for row in csv.DictReader(file)}
-
-
-def _tags(root: Path, name: str) -> list[str]:
-    packaged = _packaged_tags()
-    return packaged[name] if name in packaged else parse_tags(root / "Annotations" / f"{name}.xml")
 
 
 def _find_masks(root: Path, names: list[str], split: str) -> Path:

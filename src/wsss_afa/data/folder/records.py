@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = frozenset({
     ".ppm", ".pgm", ".pbm", ".tga",
 })  # fmt: skip
 """Endings of files that are taken for images, in small letters."""
-
+_EXAMPLE = '{"file": "a.jpg", "tags": ["cat"]}'
 Record = tuple[str, dict[str, Any]]
 """Where it stands, such as "line 3", and its values by column."""
 
@@ -93,18 +93,13 @@ def json_records(path: Path, content: Any) -> list[Record]:
         return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
     if isinstance(content, list):
         return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
-    raise UserError(
-        f"{path} holds {kind_of(content)}, need a list of objects such as "
-        '{"file": "a.jpg", "tags": ["cat"]}, or COCO\'s form: rewrite it'
-    )
+    problem = f"{path} holds {kind_of(content)}, need a list of objects such as"
+    raise UserError(f"{problem} {_EXAMPLE}, or COCO's form: rewrite it")
 
 
 def _as_record(path: Path, where: str, item: Any) -> Record:
     if not isinstance(item, dict):
-        raise UserError(
-            f"{path} {where} is {kind_of(item)}, need an object: "
-            'write it like {"file": "a.jpg", "tags": ["cat"]}'
-        )
+        raise UserError(f"{path} {where} is {kind_of(item)}, need an object: write it like {_EXAMPLE}")
     return where, item
 
 
@@ -116,10 +111,12 @@ def parse_json(path: Path, text: str, line: int = 0) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise UserError(f"{path} has {twice[0]!r} twice in one object: keep one of the two")
-        return {key: value for key, value in pairs if key != "segmentation"}  # large, and of no use here
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise UserError(f"{path} has {twice!r} twice in one object: keep one of the two")
+        content.pop("segmentation", None)  # large, and of no use here
+        return content
 
     try:
         return json.loads(text, object_pairs_hook=unique)

@@ -143,11 +143,9 @@ def _run_length(segmentation: Any, height: int, width: int) -> Any:
     size, counts = list(segmentation["size"]), segmentation["counts"]
     if size != [height, width]:
         raise UserError(f"a region of {size} pixels is in an image of {[height, width]}: mend the file")
-    return (
-        segmentation
-        if isinstance(counts, str)
-        else rle_tools.frPyObjects({"counts": counts.tolist(), "size": size}, height, width)
-    )
+    if isinstance(counts, str):
+        return segmentation
+    return rle_tools.frPyObjects({"counts": counts.tolist(), "size": size}, height, width)
 
 
 def _locate(root: Path, split: str, year: int | None) -> tuple[Path, Path]:

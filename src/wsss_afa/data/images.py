@@ -254,14 +254,13 @@ def _kind(path: Path | IO[bytes] | str) -> tuple[str, str]:
         return "of no known format", "copy it anew"
     with path.open("rb") as file:
         head = file.read(512)
+    if not head:
+        return "empty", "copy it anew"
     brand = head[8:11] if head[4:8] == b"ftyp" else b""
-    kinds = {
-        ("empty", "copy it anew"): not head,
-        ("a HEIC photo", "convert it to JPEG"): brand in (b"hei", b"hev", b"mif"),
-        ("a video", "save a frame of it as JPEG"): brand
-        or head[:4] == b"\x1aE\xdf\xa3"
-        or head[8:12] == b"AVI ",
-        ("an SVG drawing", "export it as PNG"): b"<svg" in head,
-    }
-    unknown = ("of no known format", "copy it anew, or convert it to JPEG or PNG")
-    return next((kind for kind, true in kinds.items() if true), unknown)
+    if brand in (b"hei", b"hev", b"mif"):
+        return "a HEIC photo", "convert it to JPEG"
+    if brand or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI ":
+        return "a video", "save a frame of it as JPEG"
+    if b"<svg" in head:
+        return "an SVG drawing", "export it as PNG"
+    return "of no known format", "copy it anew, or convert it to JPEG or PNG"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from wsss_afa.data.folder.content import UNUSED
 from wsss_afa.data.images import read_kind
@@ -81,14 +81,14 @@ def look_at_all(images: SampleSet, workers: int) -> Iterator[Look]:
         images: One split.
         workers: Processes that open them; 0 opens in this one.
     """
-    indices, workers = cast(Dataset[int], range(len(images))), min(workers, len(images) // CHUNK)
-    look = partial(_look, images, getattr(images, "paths", None))
-    for looks in DataLoader(indices, batch_size=CHUNK, num_workers=workers, collate_fn=look):
+    numbered = list(enumerate(getattr(images, "paths", [None] * len(images))))
+    look, workers = partial(_look, images), min(workers, len(images) // CHUNK)
+    for looks in DataLoader(cast(Any, numbered), CHUNK, num_workers=workers, collate_fn=look):
         yield from looks
 
 
-def _look(images: SampleSet, paths: list[Path] | None, indices: list[int]) -> list[Look]:
-    return [_open(images, index, paths[index] if paths else None) for index in indices]
+def _look(images: SampleSet, files: list[tuple[int, Path | None]]) -> list[Look]:
+    return [_open(images, index, path) for index, path in files]
 
 
 def _open(images: SampleSet, index: int, path: Path | None) -> Look:

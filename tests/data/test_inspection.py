@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule
 from wsss_afa.data.inspection import Look, Split, choose, co_occurrence, describe, find_problems, look_at_all
 from wsss_afa.data.synthetic import SyntheticScenes
 

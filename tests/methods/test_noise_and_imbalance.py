@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, log_loss
+from wsss_afa.methods.afa.loss import AFALoss
 
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule
 from wsss_afa.data.sampler import Augmented, Draw, DrawSampler, balanced_weights
 from wsss_afa.data.synthetic import SyntheticDataModule
 from wsss_afa.data.transforms import TrainTransform
 from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import balanced_positive_weight, classification_loss
-from wsss_afa.methods.afa.loss import AFALoss
 from wsss_afa.metrics import TagAveragePrecision
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-0.3, 0.2, 3.0]])

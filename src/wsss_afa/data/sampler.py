@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -36,12 +36,6 @@ class Draw(NamedTuple):
     """Index in the data set."""
     seed: int
     """Of its augmentation, in [0, 2**32)."""
-
-
-class Order(Protocol):
-    """The images of one epoch by position; an array is one."""
-
-    def __getitem__(self, position: int, /) -> Any: ...
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -91,9 +85,10 @@ class DrawSampler(Sampler[list[Draw]]):
         self._steps, self._total = range(start_step, num_steps), num_steps * accumulation
         self._size = batch_size // parts
         self._offsets = [(m * world_size + rank) * self._size for m in range(accumulation)]
-        self.order: Callable[[int], Order] = partial(_order, seed, length, weights)
-        """Gives the order of an epoch; another may take its place."""
-        self._epoch, self._current = -1, cast(Order, ())
+        self.order: Callable[[int], Any] = partial(_order, seed, length, weights)
+        """Gives the images of an epoch by position, an array for one; another may take its place."""
+        self._epoch = -1
+        self._current: Any = None
 
     def __len__(self) -> int:
         return self._total

@@ -124,13 +124,7 @@ def read_folder(
     Photos are split as the tag file's column ``split`` says, as the sub-folders ``train`` and ``val`` say, or
     else by iterative stratification; if there are masks, only photos with a mask are then chosen to validate.
 
-    Args:
-        root: The folder.
-        labels: Tag file, relative to the root; None finds it.
-        separator: Between tags in text; None finds out.
-        val_fraction: Share of the photos that validate where nothing else says so, in (0, 1).
-        seed: Of that choice, not negative.
-        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
+    ``FolderDataModule`` explains the arguments; ``seed`` is its ``split_seed``.
 
     Raises:
         UserError: The folder cannot be read, or not without guessing.

@@ -183,11 +183,7 @@ def group_by_name(photos: list[str]) -> dict[str, list[str]]:
 def find_photo(root: Path, by_name: dict[str, list[str]], row: Row, hint: bool = True) -> str:
     """The photo that a row means; either may have folders above what they share.
 
-    Args:
-        root: The folder.
-        by_name: From ``group_by_name``.
-        row: Of the tag file.
-        hint: Whether a message may look for the nearest name, which takes a while in large folders.
+    A message looks for the nearest name if it may ``hint``, which takes a while in large folders.
 
     Raises:
         UserError: It means no photo, or several.

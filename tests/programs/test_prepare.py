@@ -18,12 +18,11 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 from torchvision.datasets import voc as torchvision_voc
-from wsss_afa.data.folder.survey import read_category_ids
 
 from file_server import FileServer
 from wsss_afa import prepare
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.data.coco import COCO_CLASSES
+from wsss_afa.data.coco import COCO_CLASSES, read_category_ids
 
 SHARED = Path(__file__).parents[3] / "shared"
 GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

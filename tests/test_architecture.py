@@ -30,9 +30,9 @@ LOWER = {
     "ops": {"types", "errors"},
     "models": {"types", "errors"},
     "losses": {"types", "errors", "ops"},
-    "data": {"types", "errors", "files"},
+    "data": {"types", "errors", "files", "__init__"},
     "methods": {"types", "errors", "losses", "ops", "models", "data", "metrics"},
-    "reports": {"types", "errors", "files", "metrics", "visualize"},
+    "reports": {"types", "errors", "files", "metrics", "visualize", "data"},
     "loggers": {"types", "errors", "files", "visualize"},
     "inference": {"types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "__init__"},
     "callbacks": {
@@ -46,7 +46,7 @@ PROGRAM_ALLOWED = {*LOWER, "__init__"}
 FRAMEWORKS = {
     "lightning": {"methods", "callbacks", "loggers", "inference", "data", *PROGRAMS},
     "hydra": {"cli", "callbacks", "methods", "reports", *PROGRAMS},
-    "omegaconf": {"cli", "callbacks", "reports", *PROGRAMS},
+    "omegaconf": {"cli", "callbacks", "data", "reports", *PROGRAMS},
     "wandb": {"loggers"},
     "PIL": {"data", "inference", "loggers", "reports", "visualize", *PROGRAMS},
 }

@@ -54,7 +54,7 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
             "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on "
             "data that has masks (VOC's training images: split=val data.val_split=train)"
         )
-    return data.make_train_set() if split == "train" else data.make_val_set()
+    return data.make_set(split)
 
 
 def choose_scores(value: float | ListConfig | None, source: str, method: Method) -> list[float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule
 from wsss_afa.data.sampler import Augmented, Draw, DrawSampler, balanced_weights
 from wsss_afa.data.synthetic import SyntheticDataModule
 from wsss_afa.data.transforms import TrainTransform
@@ -103,7 +103,7 @@ def test_broken_photos_stop_a_run_by_default(root):
 
 def test_a_replacement_depends_on_the_draw_alone(root):
     data = FolderDataModule(str(root), crop_size=16)
-    images = Augmented(data.make_train_set(), TrainTransform(16), skip_broken=True)
+    images = Augmented(data.make_set("train"), TrainTransform(16), skip_broken=True)
     broken = images.dataset.files.index("train/cat/6.png")
     chosen = [images[Draw(broken, seed)]["name"] for seed in (5, 5, 6, 7, 8, 9)]
     assert chosen[0] == chosen[1]
@@ -113,6 +113,6 @@ def test_a_replacement_depends_on_the_draw_alone(root):
 def test_a_folder_of_broken_photos_stops_anyway(root):
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"")
-    images = Augmented(FolderDataModule(str(root)).make_train_set(), TrainTransform(16), skip_broken=True)
+    images = Augmented(FolderDataModule(str(root)).make_set("train"), TrainTransform(16), skip_broken=True)
     with pytest.raises(UserError, match=r"21 images in a row .*png cannot be read"):
         images[Draw(0, 0)]

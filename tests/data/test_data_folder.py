@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from wsss_afa import evaluate, train
-from wsss_afa.data.folder.content import TaggedFolder, read_folder
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule, TaggedFolder, read_folder
 from wsss_afa.errors import UserError
 
 TAGS = {"a": ["cat"], "b": ["cat", "dog"], "c": [], "d": ["dog"], "e": ["hot dog"], "f": ["cat", "hot dog"]}

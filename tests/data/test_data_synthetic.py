@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from soak import _SERVER
-from wsss_afa.data import synthetic
-from wsss_afa.data.synthetic import KINDS, MIN_VISIBLE, Pose, SyntheticScenes
+from wsss_afa.data import shapes
+from wsss_afa.data.shapes import KINDS, MIN_VISIBLE, Pose
+from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
@@ -147,9 +148,9 @@ def test_mask_area_is_the_schoolbook_area(name: str, angle: float) -> None:
 def test_pixels_follow_the_mask_and_show_two_tones(name: str) -> None:
     rng = np.random.default_rng(3)
     for _ in range(10):
-        item = synthetic._outline(rng, 96, NAMES.index(name))
+        item = shapes.outline(rng, 96, NAMES.index(name))
         canvas = np.zeros((96, 96, 3), np.float32)
-        synthetic._paint(canvas, item, 0.3, rng)
+        shapes.paint(canvas, item, 0.3, rng)
         inside, value = np.zeros((96, 96), np.uint8), canvas.max(2)
         inside[item.window] = item.distance <= 0
         assert value[inside == 1].min() > 0
@@ -164,7 +165,7 @@ def test_pixels_follow_the_mask_and_show_two_tones(name: str) -> None:
 
 def test_later_objects_leave_most_of_earlier_ones() -> None:
     for seed in range(100):
-        objects, mask = synthetic._place(np.random.default_rng(seed), 96, 8, 5)
+        objects, mask = shapes.place(np.random.default_rng(seed), 96, 8, 5)
         for item in objects:
             assert np.count_nonzero(mask == item.category + 1) >= 0.6 * item.area
 

@@ -47,6 +47,7 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.num_images=0",
     "callbacks.steps.every_n_steps=4",
+    "data.train_images=40",
 ]
 """A run of a second that goes through all three phases: labels from step 5 on, propagated from step 11."""
 

@@ -245,7 +245,7 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
     if isinstance(error, torch.OutOfMemoryError):
         return (
             f"out of memory on the GPU with data.batch_size={batch_size} in {accumulation} parts and "
-            f"data.crop_size={crop_size}: try model.backbone.activation_checkpointing=true (a third less, "
+            f"data.crop_size={crop_size}: try backbone.activation_checkpointing=true (a third less, "
             f"measured on CPUs) or trainer.precision=bf16-mixed ({RESUME_HINT}), or begin anew with "
             f"trainer.accumulate_grad_batches={2 * accumulation} (the same step in smaller parts: half) or "
             f"data.crop_size={crop_size * 3 // 4 // 32 * 32} (two fifths less)"

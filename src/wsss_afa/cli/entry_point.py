@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
+from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.errors import UserError
 
 
@@ -53,6 +54,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
             _quieten()
             try:
+                refuse_renamed(sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     print(help_page(config_name, _overrides()))
                     return

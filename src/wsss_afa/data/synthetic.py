@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ class SyntheticScenes:
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
         self.summary = f"{length} generated scenes for {split}"
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all scenes, (n, C); each scene's objects are placed to know them, but not painted."""
         scenes = (place(self._rng(index), *self._most)[0] for index in range(self.length))

@@ -25,16 +25,16 @@ class StepMonitor(Callback):
     over the steps since they were last logged, with validations left out.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Start the clock."""
         self._step = trainer.global_step
         self._restart()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Stop the clock."""
         self._paused = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Let it go on."""
         if not trainer.sanity_checking:
             self._since += time.perf_counter() - self._paused

@@ -32,9 +32,8 @@ def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
                 [0, 1]])
     """
     rows = torch.where(target == IGNORE_INDEX, num_outputs, target)  # a row of their own, which is cut off
-    pairs = torch.bincount(
-        (rows * num_outputs + prediction).flatten(), minlength=num_outputs * (num_outputs + 1)
-    )
+    cells = (rows * num_outputs + prediction).flatten()
+    pairs = torch.bincount(cells, minlength=num_outputs * (num_outputs + 1))
     return pairs.view(num_outputs + 1, num_outputs)[:num_outputs]
 
 
@@ -74,12 +73,7 @@ class SegmentationMetrics(Metric):
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            prediction: (B, H, W) int64 in [0, C].
-            target: (B, H, W) int64 in [0, C], or 255 where nothing counts.
-        """
+        """Count a batch (B, H, W); see `count_pairs`."""
         self.confusion += count_pairs(prediction, target, self.num_outputs)
 
     def compute(self) -> dict[str, Tensor]:
@@ -111,12 +105,7 @@ class TagAveragePrecision(Metric):
         self.add_state("tags", default=[], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, tags: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            logits: (B, C).
-            tags: (B, C) int64 in {0, 1}.
-        """
+        """Keep a batch: logits (B, C) and tags (B, C) int64 in {0, 1}."""
         self.logits.append(logits)
         self.tags.append(tags)
 
@@ -146,11 +135,8 @@ def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dic
     assert labels.segmentation is not None
     ignored = (labels.segmentation == IGNORE_INDEX).float().mean()
     background = (labels.segmentation == 0).float().mean()
-    shares = {
-        "ignored_pixels": ignored,
-        "background_pixels": background,
-        "foreground_pixels": 1 - ignored - background,
-    }
+    shares = {"ignored_pixels": ignored, "background_pixels": background}
+    shares["foreground_pixels"] = 1 - ignored - background
     if labels.affinity is None:
         return shares
     assert affinity is not None

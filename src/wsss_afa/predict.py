@@ -64,19 +64,14 @@ def open_predictor(cfg: DictConfig) -> Predictor:
 
 
 def open_folder(out: str) -> Path:
-    """Make the folder of the results.
-
-    Raises:
-        UserError: Nothing can be written there.
-    """
+    """Make the folder of the results, and be sure that it can be written to."""
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(
-            f"out={one_line(out)} cannot be written ({error.strerror}): set out to another"
-        ) from error
+        what = f"out={one_line(out)} cannot be written ({error.strerror})"
+        raise UserError(f"{what}: set out to another") from error
     return folder
 
 
@@ -87,9 +82,7 @@ def as_list(value: object) -> list[str] | None:
     return [str(each) for each in value] if isinstance(value, ListConfig) else [str(value)]
 
 
-def report(
-    records: Sequence[dict[str, Any]], left_out: Sequence[Path], out: Path, console: Console
-) -> list[str]:
+def report(records: Sequence[dict[str, Any]], left_out: Sequence[Path], out: Path) -> list[str]:
     """Print what was done, and return the errors."""
     errors = [record["error"] for record in records if "error" in record]
     lines = [f"predicted {len(records) - len(errors)} of {len(records)} images"]
@@ -98,18 +91,14 @@ def report(
         kind = ", ".join(f"{one_line(suffix)} {count}" for suffix, count in kinds.most_common(9))
         lines.append(f"left out  {len(left_out)} without the ending of an image: {kind}")
     lines += [f"failed    {error}" for error in errors]
-    for line in [*lines, f"written   {one_line(out)}"]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    lines.append(f"written   {one_line(out)}")
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     return errors
 
 
 @entry_point("predict")
 def main(cfg: DictConfig) -> float:
-    """Predict all images and return their number.
-
-    Raises:
-        UserError: One or more could not be predicted; they are printed before.
-    """
+    """Predict all images and return their number; those that fail are printed before the error."""
     if not isinstance(cfg.cams, bool):
         raise UserError(f"cams={cfg.cams}, need true or false: change it")
     out, tags = open_folder(cfg.out), as_list(cfg.tags)
@@ -120,8 +109,8 @@ def main(cfg: DictConfig) -> float:
     records: list[dict[str, Any]] = []
     answers = predict_all(predictor, images, tags, out, cfg.cams)
     try:
-        bar = track(answers, "predicting", len(images), console=console, disable=not console.is_terminal)
-        for record in bar:
+        hidden = not console.is_terminal
+        for record in track(answers, "predicting", len(images), console=console, disable=hidden):
             records.append(record)
     except KeyboardInterrupt:
         console.print(f"stopped after {len(records)} of {len(images)} images")
@@ -130,10 +119,9 @@ def main(cfg: DictConfig) -> float:
         complete = len(records) == len(images)
         content = describe(cfg, predictor) | {"complete": complete, "images": records}
         write_whole(out / RESULTS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    errors = report(records, left_out, out, console)
-    if errors:
-        alone = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"
-        raise UserError(errors[0] if len(images) == 1 else alone)
+    if errors := report(records, left_out, out):
+        several = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"
+        raise UserError(errors[0] if len(images) == 1 else several)
     return float(len(images))
 
 

@@ -5,7 +5,6 @@ With ``sweep_thresholds=true`` nothing is written but the mIoU of each backgroun
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,27 +25,16 @@ from wsss_afa.inference.label_writer import LabelWriter, WholeImages
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, print_sweep, write_sweep
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import load
+from wsss_afa.models.weights import weights_sha256
 
 _LOADING = (
-    "batch_size",
-    "crop_size",
-    "num_workers",
-    "scale",
-    "flip",
-    "seed",
-    "balanced",
-    "skip_broken",
-    "window",
-)
+    "batch_size", "crop_size", "num_workers", "scale", "flip", "seed", "balanced", "skip_broken", "window",
+)  # fmt: skip
 """Settings of data that no label depends on."""
 
 
 def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
-    """The images to label; those of ``val`` have masks, if there are any.
-
-    Raises:
-        UserError: There is no such split, or a sweep would have no masks.
-    """
+    """The images to label; those of ``val`` have masks, if there are any."""
     if split not in ("train", "val"):
         raise UserError(f"split={split} is not known; need train or val")
     if sweep and (split == "train" or not data.has_masks):
@@ -58,11 +46,7 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
 
 
 def choose_scores(value: float | ListConfig | None, source: str, method: Method) -> list[float]:
-    """Background scores: one, or low and high; those of the method's own training where none is given.
-
-    Raises:
-        UserError: They are not in [0, 1], not ascending, or the source has none.
-    """
+    """Background scores: one, or low and high; those of the method's own training where none is given."""
     if source == SEGMENTATION:
         if value is not None:
             raise UserError(f"background={value}: source=seg has no background score; leave it out")
@@ -78,15 +62,13 @@ def choose_scores(value: float | ListConfig | None, source: str, method: Method)
 def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
     """What labels depend on, in plain containers."""
     data = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    with Path(cfg.ckpt).open("rb") as file:
-        checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
-    crf = source.protocol.crf
+    segments, crf = cfg.source == SEGMENTATION, source.protocol.crf
     return {
         "source": cfg.source,
-        "background": None if cfg.source == "seg" else scores,
-        "protocol": source.protocol.extra_repr() if cfg.source == "seg" else None,
+        "background": None if segments else scores,
+        "protocol": source.protocol.extra_repr() if segments else None,
         "crf": None if crf is None else crf.extra_repr(),
-        "checkpoint_sha256": checkpoint,
+        "checkpoint_sha256": weights_sha256(cfg.ckpt),
         "split": cfg.split,
         "data": {key: value for key, value in data.items() if key not in _LOADING},
         "class_names": source.method.recipe["class_names"],
@@ -103,17 +85,9 @@ def pass_over(images: WholeImages, module: L.LightningModule, cfg: DictConfig) -
 
 
 def write(
-    cfg: DictConfig,
-    source: LabelSource,
-    scores: list[float],
-    images: WholeImages,
-    of: dict[str, Any],
+    cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
-    """Write what labels the folder lacks; return how many it has then.
-
-    Raises:
-        UserError: A format is not known, or the folder has labels of other settings.
-    """
+    """Write what labels the folder lacks; return how many it has then."""
     if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
         raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
     folder = LabelFolder(cfg.out, of)
@@ -129,22 +103,12 @@ def write(
 
 
 def sweep(
-    cfg: DictConfig,
-    source: LabelSource,
-    scores: list[float],
-    images: WholeImages,
-    of: dict[str, Any],
+    cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
-    """Score every threshold, write and print the results; return the best mIoU, in [0, 1].
-
-    Raises:
-        UserError: There is nothing to vary, or a threshold is out of its range.
-    """
-    if cfg.source == "seg":
-        raise UserError(
-            "sweep_thresholds=true: source=seg has no background score to vary; "
-            "python -m wsss_afa.evaluate scores it"
-        )
+    """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
+    if cfg.source == SEGMENTATION:
+        what = "sweep_thresholds=true: source=seg has no background score to vary"
+        raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
     module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])
@@ -153,8 +117,7 @@ def sweep(
         directory = Path(HydraConfig.get().runtime.output_dir)
         write_sweep(directory, module.results, of)
         print_sweep(module.results, Console())
-        print(f"sweep     {directory / 'sweep.json'}")
-        print(f"curve     {directory / 'sweep.png'}")
+        print(f"sweep     {directory / 'sweep.json'}\ncurve     {directory / 'sweep.png'}")
     return float(module.results["best"]["miou"]) / 100
 
 
@@ -163,12 +126,10 @@ def main(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
     method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    known = method.recipe["class_names"]
-    if list(data.class_names) != list(known):
-        raise UserError(
-            f"ckpt={cfg.ckpt} knows the classes {known}, the data has {list(data.class_names)}: label data "
-            "of the checkpoint's classes"
-        )
+    known, there = list(method.recipe["class_names"]), list(data.class_names)
+    if there != known:
+        what = f"ckpt={cfg.ckpt} knows the classes {known}, the data has {there}"
+        raise UserError(f"{what}: label data of the checkpoint's classes")
     data.normalize(method.mean, method.std)
     chosen = choose_images(data, cfg.split, cfg.sweep_thresholds)
     images = WholeImages(chosen, data.eval_transform, data.num_workers, data.skip_broken)

@@ -29,7 +29,7 @@ class Dashboard(Callback):
     def __init__(self, directory: str, config: dict[str, Any]):
         self.directory, self.config = Path(directory), config
 
-    def setup(self, trainer: L.Trainer, *_: Any) -> None:
+    def setup(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Hand on the settings."""
         self._record(trainer, self.config)
 

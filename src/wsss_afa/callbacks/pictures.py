@@ -78,7 +78,7 @@ class Pictures(Callback):
         if self._points:
             self._draw(trainer, self._points[: 2 * self.num_images], names, f"{stem}_points", "points")
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say where the last picture is."""
         if self.last is not None:
             Console().print(f"pictures  {self.last}", soft_wrap=True)

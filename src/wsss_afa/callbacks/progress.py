@@ -151,7 +151,7 @@ class Summary(Callback):
             scores = [f"{titles[name]} {100 * metrics[name]:.1f}" for name in titles if name in metrics]
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
 
-    def teardown(self, trainer: L.Trainer, *_: Any) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say what came of it, and what to do with it."""
         if trainer.is_global_zero and hasattr(self, "_began"):
             for word, text in self._closing(trainer):

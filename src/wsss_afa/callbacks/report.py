@@ -46,10 +46,10 @@ class Shortlist:
 
     def wants(self, rank: Rank) -> bool:
         """Whether an image of this rank belongs to the list so far."""
-        shots, count = self.unscored if math.isnan(rank[0]) else self.ranked, self.count
-        if len(shots) < 2 * count or shots is self.unscored or not shots:
-            return len(shots) < 2 * count
-        return rank < shots[count - 1].rank or rank > shots[count].rank
+        if math.isnan(rank[0]) or self.count == 0:
+            return len(self.unscored) < 2 * self.count
+        middle = self.ranked[self.count - 1 : self.count + 1]
+        return len(self.ranked) < 2 * self.count or rank < middle[0].rank or rank > middle[1].rank
 
     def add(self, shot: Shot) -> None:
         """Take an image in; another leaves if there are too many."""
@@ -57,7 +57,8 @@ class Shortlist:
             self.unscored.append(shot)
         else:
             insort(self.ranked, shot, key=lambda each: each.rank)
-            del self.ranked[self.count : max(self.count, len(self.ranked) - self.count)]
+            if len(self.ranked) > 2 * self.count:
+                del self.ranked[self.count]
 
 
 def choose(ranks: list[Rank], count: int) -> tuple[list[Rank], list[Rank]]:
@@ -132,7 +133,7 @@ class Report(Callback):
         write_whole(self.directory / "report.html", render(evaluation))
         self._written = True
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say where the report is."""
         if self._written:
             Console().print(f"report    {self.directory / 'report.html'}", soft_wrap=True)

@@ -59,7 +59,7 @@ class Results(Callback):
             self.results["last"] = record
         write_whole(self.path, json.dumps(self.results, indent=2) + "\n")
 
-    def teardown(self, trainer: L.Trainer, *_: Any) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Print the table of the last validation once everything is done."""
         if trainer.is_global_zero and self.results:
             console = Console()

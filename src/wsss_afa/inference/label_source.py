@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.methods.base import Method
-from wsss_afa.ops.labels import OwnClasses, best_class, merge_thresholds, own_classes
+from wsss_afa.ops.labels import best_class, merge_thresholds, own_classes
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import Batch
 
@@ -36,14 +36,11 @@ class LabelSource(nn.Module):
 
     def __init__(self, method: Method, source: str, protocol: MultiScaleSegmentation):
         super().__init__()
-        known = (*method.sources, SEGMENTATION)
-        if source not in known:
+        if source not in (known := (*method.sources, SEGMENTATION)):
             raise UserError(
                 f"source={source}: this checkpoint has none such; set source to {', '.join(known)}"
             )
-        self.method = method
-        self.source = source
-        self.protocol = protocol
+        self.method, self.source, self.protocol = method, source, protocol
 
     @torch.no_grad()
     def forward(self, batch: Batch, backgrounds: Sequence[float]) -> list[Tensor]:
@@ -53,28 +50,20 @@ class LabelSource(nn.Module):
             batch: ``image``, ``class_label`` and ``valid_box`` are read.
             backgrounds: scores β of the background, in [0, 1]; of ``seg`` all labels are the same.
         """
-        classes = own_classes(batch["class_label"])
+        image, classes = batch["image"], own_classes(batch["class_label"])
+        filling = ~classes.present[:, :, None, None]  # (B, G, 1, 1)
         if self.source == SEGMENTATION:
-            maps = [self._segmentation(batch["image"], classes)] * len(backgrounds)
+            index = classes.ids[:, :, None, None].expand(-1, -1, *image.shape[-2:])
+            own = self.protocol.probabilities(self.method, image).gather(1, index)  # (B, G, H, W)
+            maps = [own.masked_fill(filling, 0)] * len(backgrounds)
         else:
             maps = self.method.maps(batch, self.source, backgrounds)
         if self.protocol.crf is not None:
-            maps = [self.protocol.refine(batch["image"], _to_probability(each)) for each in maps]
-        filling = ~classes.present[:, :, None, None]
+            sums = [each.sum(1, keepdim=True).clamp(min=1e-8) for each in maps]
+            maps = [self.protocol.refine(image, each / total) for each, total in zip(maps, sums, strict=True)]
         return [best_class(each.masked_fill(filling, -1), classes) for each in maps]
-
-    def _segmentation(self, image: Tensor, classes: OwnClasses) -> Tensor:
-        """Probabilities (B, G, H, W) of background and own classes; 0 for filling."""
-        index = classes.ids[:, :, None, None].expand(-1, -1, *image.shape[-2:])
-        own = self.protocol.probabilities(self.method, image).gather(1, index)
-        return own.masked_fill(~classes.present[:, :, None, None], 0)
 
 
 def merge_labels(labels: Sequence[Tensor]) -> Tensor:
     """The only label, or those (B, H, W) of a low and a high score with 255 where they disagree."""
     return labels[0] if len(labels) == 1 else merge_thresholds(*labels)
-
-
-def _to_probability(maps: Tensor) -> Tensor:
-    """Scale scores (B, G, H, W), at least 0, to a sum of 1 in each pixel."""
-    return maps / maps.sum(1, keepdim=True).clamp(min=1e-8)

@@ -51,11 +51,19 @@ class Sizes:
     """A file with more is refused before it is decoded."""
 
     def __post_init__(self) -> None:
-        _require_int("long_side", self.long_side, 1, none=True)
-        _require_int("tile", self.tile, 1, none=True)
-        most = None if self.tile is None else self.tile - 1
-        _require_int("overlap", self.overlap, 0, most)
-        _require_int("max_pixels", self.max_pixels, 1, MAX_PIXELS)
+        _require_pixels("long_side", self.long_side, 1, optional=True)
+        _require_pixels("tile", self.tile, 1, optional=True)
+        _require_pixels("overlap", self.overlap, 0, None if self.tile is None else self.tile - 1)
+        _require_pixels("max_pixels", self.max_pixels, 1, MAX_PIXELS)
+
+
+def _require_pixels(
+    name: str, value: object, low: int, high: int | None = None, optional: bool = False
+) -> None:
+    inside = type(value) is int and low <= value and (high is None or value <= high)
+    if not inside and not (optional and value is None):
+        need = f"{low} or more" if high is None else f"{low} to {high}"
+        raise UserError(f"{name}={value}, need {need} pixels{' or null' * optional}: change it")
 
 
 class Predictor:
@@ -84,9 +92,8 @@ class Predictor:
         self.protocol = protocol or MultiScaleSegmentation(mean=method.mean, std=method.std)
         self.protocol.to(self.device)
         self.sizes = sizes or Sizes()
-        backbone = method.backbone
-        self.grid = Grid(backbone.reductions[0], max(backbone.reductions))
-        self.min_side = backbone.min_side
+        reductions, self.min_side = method.backbone.reductions, method.backbone.min_side
+        self.grid = Grid(reductions[0], max(reductions))
         if self.sizes.tile is not None and self.sizes.tile < self.min_side:
             raise UserError(f"tile={self.sizes.tile}, need {self.min_side} pixels or more: raise it")
 
@@ -99,14 +106,7 @@ class Predictor:
         sizes: Sizes | None = None,
         trust: Sequence[str] = (),
     ) -> Predictor:
-        """Rebuild a network from a checkpoint alone.
-
-        Args:
-            path: Of a checkpoint that `wsss_afa.methods.recipe.load` reads.
-            device: See the class.
-            protocol: See the class.
-            sizes: See the class.
-            trust: Parts of your own that the file may name, as ``module.Class``; see `methods.recipe.build`.
+        """Rebuild a network from a checkpoint alone; ``path`` and ``trust`` are as in `methods.recipe.load`.
 
         Raises:
             UserError: The file is no such checkpoint, or see the class.
@@ -127,7 +127,6 @@ class Predictor:
         """
         labels = self.choose(tags)
         name, rgb = self._read(image)
-        place = str(image) if isinstance(image, str | Path) else name
         work = shrink(rgb, self.sizes.long_side)
         try:
             probabilities = self._segment(work, labels)
@@ -137,9 +136,11 @@ class Predictor:
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            raise UserError(f"{place} needs more memory than there is: lower long_side or tile") from error
+            raise UserError(
+                f"{_place(image)} needs more memory than there is: lower long_side or tile"
+            ) from error
         if not (np.isfinite(scores).all() and probabilities.isfinite().all()):
-            raise UserError(f"{place}: the network's results are not finite: use another checkpoint")
+            raise UserError(f"{_place(image)}: the network's results are not finite: use another checkpoint")
         areas = np.bincount(label.ravel(), minlength=1 + len(self.class_names)) / label.size
         order = sorted(labels[1:], key=lambda each: -areas[each])
         found = tuple(self.class_names[each - 1] for each in order if tags is not None or areas[each])
@@ -168,9 +169,8 @@ class Predictor:
             return path.stem, read_image(path, upright=True, max_pixels=self.sizes.max_pixels)
         rgb = to_rgb(image, upright=True) if isinstance(image, Image.Image) else image
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-            raise UserError(
-                f"the image is {rgb.dtype} of shape {rgb.shape}, need uint8 RGB pixels (H, W, 3): convert it"
-            )
+            what = f"the image is {rgb.dtype} of shape {rgb.shape}"
+            raise UserError(f"{what}, need uint8 RGB pixels (H, W, 3): convert it")
         return "image", rgb
 
     @torch.inference_mode()
@@ -180,10 +180,9 @@ class Predictor:
         if self.protocol.long_side is not None:
             factor *= self.protocol.long_side / max(rgb.shape[:2])
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
-        height, width = rgb.shape[:2]
         with torch.autocast(self.device.type, enabled=False):
             probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
-        return probabilities[0, :, :height, :width]
+        return probabilities[0, :, : rgb.shape[0], : rgb.shape[1]]
 
     @torch.inference_mode()
     def _classify(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -194,12 +193,11 @@ class Predictor:
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
         """Maps (len(classes), H, W)."""
-        height, width = rgb.shape[:2]
         channels = torch.tensor([classes], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             image = self._normalise(rgb, min(self.method.cam.scales))
             cam = self.method.heat_maps(image, channels)
-        return cam[0, :, :height, :width]
+        return cam[0, :, : rgb.shape[0], : rgb.shape[1]]
 
     def _normalise(self, rgb: NDArray[np.uint8], factor: float) -> Tensor:
         """(1, 3, H, W), lengthened so far that the network takes it when it is resized by ``factor``."""
@@ -207,10 +205,12 @@ class Predictor:
         missing = [(0, max(0, least - side)) for side in rgb.shape[:2]]
         padded = np.pad(rgb, (*missing, (0, 0)), mode="edge")
         image = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)[None].float()
-        mean, std = (
-            image.new_tensor(values)[:, None, None] for values in (self.method.mean, self.method.std)
-        )
+        mean, std = (image.new_tensor(each)[:, None, None] for each in (self.method.mean, self.method.std))
         return (image - mean) / std
+
+
+def _place(image: ImageLike) -> str:
+    return str(image) if isinstance(image, str | Path) else "image"
 
 
 def find_device(name: str) -> torch.device:
@@ -226,15 +226,6 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu or cuda") from error
-
-
-def _require_int(name: str, value: object, low: int, high: int | None = None, none: bool = False) -> None:
-    if value is None and none:
-        return
-    if type(value) is int and low <= value and (high is None or value <= high):
-        return
-    need = f"{low} or more" if high is None else f"{low} to {high}"
-    raise UserError(f"{name}={value}, need {need} pixels{' or null' * none}: change it")
 
 
 @torch.inference_mode()

@@ -28,14 +28,11 @@ class Grid(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One tile along one axis."""
+    """One tile along one axis: pixels from ``start`` to before ``stop``, and its logits' weight in [0, 1]."""
 
     start: int
-    """First pixel."""
     stop: int
-    """One past the last pixel."""
     weight: Tensor
-    """Of its logits, in [0, 1]."""
 
 
 def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
@@ -57,16 +54,15 @@ def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
     """
     step = max(1, (tile - overlap) // grid.alignment) * grid.alignment
     last = max(0, length - tile) // grid.alignment * grid.alignment
-    starts = [*range(0, last, step), last]
-    stops = [start + tile for start in starts[:-1]] + [length]
     shared = (tile - step) // grid.reduction
     total = torch.zeros(math.ceil(length / grid.reduction))
     spans = []
-    for start, stop in zip(starts, stops, strict=True):
+    for start in (*range(0, last, step), last):
+        stop = length if start == last else start + tile
         weight = _weight(math.ceil((stop - start) / grid.reduction), shared, start > 0, stop < length)
-        _part(total, start, weight, grid).add_(weight)
         spans.append(Span(start, stop, weight))
-    return [span._replace(weight=span.weight / _part(total, span.start, span.weight, grid)) for span in spans]
+        _part(total, spans[-1], grid).add_(weight)
+    return [span._replace(weight=span.weight / _part(total, span, grid)) for span in spans]
 
 
 def segment_in_tiles(
@@ -84,11 +80,11 @@ def segment_in_tiles(
         grid: Of the network.
     """
     rows, columns = (lay_spans(length, tile, overlap, grid) for length in image.shape[-2:])
+    sides = [math.ceil(length / grid.reduction) for length in image.shape[-2:]]
     canvas = None
     for row, column in product(rows, columns):
         logits = segment(image[:, :, row.start : row.stop, column.start : column.stop]).float()
         if canvas is None:
-            sides = [math.ceil(length / grid.reduction) for length in image.shape[-2:]]
             canvas = logits.new_zeros(*logits.shape[:2], *sides)
         weight = (row.weight[:, None] * column.weight).to(canvas.device)
         top, left = row.start // grid.reduction, column.start // grid.reduction
@@ -145,7 +141,7 @@ def _weight(length: int, shared: int, at_start: bool, at_end: bool) -> Tensor:
     return weight
 
 
-def _part(total: Tensor, start: int, weight: Tensor, grid: Grid) -> Tensor:
+def _part(total: Tensor, span: Span, grid: Grid) -> Tensor:
     """The positions of a tile's weights among those of the axis."""
-    first = start // grid.reduction
-    return total[first : first + len(weight)]
+    first = span.start // grid.reduction
+    return total[first : first + len(span.weight)]

@@ -49,7 +49,6 @@ _VIT_HEAD = re.compile(r"^(head|head_dist|pre_logits|attn_pool)\.")
 _VIT_FOREIGN = {"mask_token", "visual.class_embedding"}
 """Keys by which files of DINOv2's and CLIP's authors are known."""
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SOURCES = "a file (.pth, .bin, .safetensors), a URL, or a hub id such as nvidia/mit-b1"
 _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
@@ -85,14 +84,7 @@ def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Let weights through that fill the model exactly, and say in one line why others do not.
-
-    Args:
-        state: weights under the model's own names.
-        model: what they are meant for.
-
-    Returns:
-        The same weights.
+    """Return the weights if they fill the model exactly under its own names; else say in one line why not.
 
     Raises:
         UserError: a weight is missing, unexpected, or of another shape.
@@ -100,10 +92,9 @@ def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     own = model.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    problems = [f"{len(missing)} missing ({some_keys(missing)})"] if missing else []
-    problems += [f"{len(unexpected)} unexpected ({some_keys(unexpected)})"] if unexpected else []
-    if reshaped:
-        key = min(reshaped)
+    sets = (("missing", missing), ("unexpected", unexpected))
+    problems = [f"{len(keys)} {what} ({some_keys(keys)})" for what, keys in sets if keys]
+    for key in sorted(reshaped)[:1]:
         shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
         problems.append(f"{len(reshaped)} of another shape ({shapes})")
     if problems:
@@ -199,9 +190,9 @@ def _from_hub(source: str) -> Path:
     repository, _, revision = source.partition("@")
     try:
         try:
-            return Path(hf_hub_download(repository, _HUB_FILES[0], revision=revision or None))
+            return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
         except EntryNotFoundError:
-            return Path(hf_hub_download(repository, _HUB_FILES[1], revision=revision or None))
+            return Path(hf_hub_download(repository, "pytorch_model.bin", revision=revision or None))
     except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
         raise UserError(
             f"{source}: no such file, and no weights from the hub ({_first_line(error)}); need {_SOURCES}: "
@@ -241,10 +232,9 @@ def count_from_zero(key: str, list_name: str) -> str:
 def _join_keys_and_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Stack each block's key and value projection, (C, C) each, into one `kv`, (2C, C): keys first."""
     for key in [name for name in state if ".attn.key." in name]:
-        value = key.replace(".attn.key.", ".attn.value.")
+        value, joined = (key.replace(".attn.key.", f".attn.{part}.") for part in ("value", "kv"))
         if value in state:
-            joined = torch.cat([state.pop(key), state.pop(value)])
-            state[key.replace(".attn.key.", ".attn.kv.")] = joined
+            state[joined] = torch.cat([state.pop(key), state.pop(value)])
     return state
 
 

@@ -120,13 +120,10 @@ class DenseCRF(nn.Module):
         if min(num_iter, gaussian_compat, bilateral_compat) < 0:
             weights = f"gaussian_compat={gaussian_compat}, bilateral_compat={bilateral_compat}"
             raise UserError(f"num_iter={num_iter}, {weights}: need numbers of at least 0")
-        self.num_iter = num_iter
-        self.gaussian_sxy = gaussian_sxy
-        self.gaussian_compat = gaussian_compat
-        self.bilateral_sxy = bilateral_sxy
-        self.bilateral_srgb = bilateral_srgb
+        self.num_iter, self.kernel = num_iter, kernel
+        self.gaussian_sxy, self.gaussian_compat = gaussian_sxy, gaussian_compat
+        self.bilateral_sxy, self.bilateral_srgb = bilateral_sxy, bilateral_srgb
         self.bilateral_compat = bilateral_compat
-        self.kernel = kernel
 
     def extra_repr(self) -> str:
         """All settings on one line."""

@@ -42,13 +42,14 @@ class SparseRows(NamedTuple):
 
     def times(self, dense: Tensor) -> Tensor:
         """Product (rows, K) with ``dense`` (columns, K), by the fast code for weighted sums of embeddings."""
+        flat = self.starts is not None
         return F.embedding_bag(
             self.columns,
             dense,
             self.starts,
             mode="sum",
             per_sample_weights=self.values,
-            include_last_offset=self.starts is not None,
+            include_last_offset=flat,
         )
 
 
@@ -71,9 +72,9 @@ class PermutohedralLattice(NamedTuple):
 
     def scaled(self, factor: Tensor) -> PermutohedralLattice:
         """The kernel with rows and columns multiplied by ``factor`` (N)."""
-        splat, slice_ = self.splat.values * factor[self.splat.columns], self.slice.values * factor[:, None]
+        splat = self.splat._replace(values=self.splat.values * factor[self.splat.columns])
         return self._replace(
-            splat=self.splat._replace(values=splat), slice=self.slice._replace(values=slice_)
+            splat=splat, slice=self.slice._replace(values=self.slice.values * factor[:, None])
         )
 
 

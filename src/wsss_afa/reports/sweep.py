@@ -63,7 +63,7 @@ def find_runs(folders: Sequence[Path]) -> Sweep:
     Raises:
         UserError: a folder does not exist.
     """
-    configs = {folder: _load(folder / ".hydra" / "config.yaml") for folder in _run_folders(folders)}
+    configs = {folder: _config(folder) for folder in _run_folders(folders)}
     configs = {folder: config for folder, config in configs.items() if config.get("task") in _READERS}
     results = [_read(folder, config) for folder, config in configs.items()]
     runs = [result for result in results if isinstance(result, Run)]
@@ -99,12 +99,11 @@ def _run_folders(folders: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _load(path: Path) -> DictConfig:
-    return cast(DictConfig, OmegaConf.load(path))
+def _config(folder: Path, name: str = "config") -> DictConfig:
+    return cast(DictConfig, OmegaConf.load(folder / ".hydra" / f"{name}.yaml"))
 
 
 def _words(folder: Path) -> tuple[str, ...]:
-    """A run's overrides."""
     return _plain(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml")))
 
 
@@ -114,7 +113,6 @@ def _plain(overrides: Any) -> tuple[str, ...]:
 
 
 def _setting(words: Sequence[str]) -> tuple[str, ...]:
-    """Overrides without those of seed and machine."""
     parts = tuple(f"{name}." for name in _NO_SETTING)
     return tuple(word for word in words if not f"{word.partition('=')[0]}.".startswith(parts))
 
@@ -140,11 +138,11 @@ def _training(folder: Path, config: DictConfig, results: dict[str, Any]) -> Run 
 
 def _evaluation(folder: Path, config: DictConfig, results: dict[str, Any]) -> Run | str:
     """An evaluation has the setting and the seed of the training run that its checkpoint lies in."""
-    checkpoint = Path(_load(folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd, config.ckpt)
+    checkpoint = Path(_config(folder, "hydra").hydra.runtime.cwd, config.ckpt)
     trained = checkpoint.parents[1]
     if not (trained / ".hydra" / "config.yaml").is_file():
         return f"evaluates {config.ckpt}, which lies in no run's folder: its setting is unknown"
-    origin = _load(trained / ".hydra" / "config.yaml")
+    origin = _config(trained)
     protocol = [word for word in _words(folder) if word.startswith("protocol")]
     overrides = (*_setting(_words(trained)), f"ckpt={checkpoint.name}", *protocol)
     settings = f"{checkpoint.name} {_fingerprint(origin, results)}"
@@ -171,8 +169,9 @@ def _fingerprint(config: DictConfig, results: dict[str, Any]) -> str:
 def _announced(folders: Sequence[Path]) -> list[Job]:
     """The jobs of all grids below the folders."""
     paths = {path for folder in folders for path in folder.rglob("multirun.yaml")}
-    configs = [config for config in map(_load, sorted(paths)) if config.task in _READERS]
-    return [(config.task, words) for config in configs for words in _grid(config.hydra)]
+    configs = [cast(DictConfig, OmegaConf.load(path)) for path in sorted(paths)]
+    started = [config for config in configs if config.task in _READERS]
+    return [(config.task, words) for config in started for words in _grid(config.hydra)]
 
 
 def _grid(config: DictConfig) -> list[tuple[str, ...]]:

@@ -107,8 +107,7 @@ def _table(scores: pd.DataFrame) -> list[str]:
         lacking = sorted(all_seeds - set(own.index))
         seeds = _join(own.index) + (f" (not {_join(lacking)})" if lacking else "")
         means = [_spread(row[name].mean(), row[name].std()) for name in scores]
-        cells = [title.replace("|", "\\|"), seeds, *means, delta]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([title.replace("|", "\\|"), seeds, *means, delta]) + " |")
     return lines
 
 

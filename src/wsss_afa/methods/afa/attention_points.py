@@ -23,7 +23,6 @@ class Walk(NamedTuple):
     scores: Tensor
     """(B, G, h, w), of background and the own classes, propagated."""
     classes: OwnClasses
-    """Of each image."""
 
 
 def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:
@@ -50,11 +49,8 @@ def look(walk: Walk, index: int) -> list[Point]:
     Attention is shown relative to its largest value and the propagated map stretched to [0, 1]; affinity is
     shown as it is, beyond the radius of propagation as well.
     """
-    return [
-        _look(walk, index, position)
-        for position in range(1, walk.classes.ids.shape[1])
-        if walk.classes.present[index, position]
-    ]
+    present = walk.classes.present[index]
+    return [_look(walk, index, place) for place in range(1, len(present)) if present[place]]
 
 
 def _look(walk: Walk, index: int, position: int) -> Point:

@@ -44,19 +44,9 @@ class AFA(Method):
         dense_energy: L_reg, computed where its weight is not 0.
         phases: first step of ``classification``, ``segmentation`` and ``propagation``, counted from 0.
         weights: factor of ``cls``, ``seg``, ``aff`` and ``reg``.
-        labels: how far labels are taken: ``cam``, ``par`` or ``afa``; see `PseudoLabeler`.
-        decoder_dim: width of the decoder.
-        pool_top_k: see `AFANet`.
-        affinity_gain: see `AFANet`.
-        low: β_l, see `PseudoLabeler`, as all that follow.
-        high: β_h.
-        eval_threshold: background score of the activation map's label in evaluation.
-        affinity_radius: of affinity labels, in cells.
-        affinity_from_propagated: whether affinity labels come from the propagated label.
-        reuse_training_pass: whether the training pass serves as the map of scale 1.
-        downscale: of images before refinement.
-        raw_attention: whether maps are propagated with the attention itself.
-        normalize_propagated: whether propagated maps are normalised again.
+        labels: how far labels are taken: ``cam``, ``par`` or ``afa``; see `PseudoLabeler`, as for ``low`` and
+            all that follow but the last.
+        decoder_dim: see `AFANet`, as for ``pool_top_k`` and ``affinity_gain``.
         shared_counts: whether L_seg divides by the pixels of all processes; see `losses.counts`.
     """
 

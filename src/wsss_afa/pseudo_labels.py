@@ -11,7 +11,7 @@ from typing import Any, cast
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from wsss_afa.cli.entry_point import entry_point
@@ -22,8 +22,7 @@ from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.errors import UserError
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
-from wsss_afa.inference.threshold_sweep import ThresholdSweep, print_sweep, write_sweep
-from wsss_afa.methods.base import Method
+from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
 from wsss_afa.methods.recipe import load
 from wsss_afa.models.weights import weights_sha256
 
@@ -45,27 +44,13 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
     return data.make_train_set() if split == "train" else data.make_val_set()
 
 
-def choose_scores(value: float | ListConfig | None, source: str, method: Method) -> list[float]:
-    """Background scores: one, or low and high; those of the method's own training where none is given."""
-    if source == SEGMENTATION:
-        if value is not None:
-            raise UserError(f"background={value}: source=seg has no background score; leave it out")
-        return [0.0]  # one label; it does not depend on the score
-    if value is None:
-        return list(method.backgrounds)
-    scores = [float(score) for score in value] if isinstance(value, ListConfig) else [float(value)]
-    if len(scores) not in (1, 2) or not 0 <= scores[0] <= scores[-1] <= 1:
-        raise UserError(f"background={value}: need a number in [0, 1], or [low, high] with low ≤ high")
-    return scores
-
-
-def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
+def describe(cfg: DictConfig, source: LabelSource) -> dict[str, Any]:
     """What labels depend on, in plain containers."""
     data = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
     segments, crf = cfg.source == SEGMENTATION, source.protocol.crf
     return {
         "source": cfg.source,
-        "background": None if segments else scores,
+        "background": None if segments else source.backgrounds(cfg.background),
         "protocol": source.protocol.extra_repr() if segments else None,
         "crf": None if crf is None else crf.extra_repr(),
         "checkpoint_sha256": weights_sha256(cfg.ckpt),
@@ -84,40 +69,31 @@ def pass_over(images: WholeImages, module: L.LightningModule, cfg: DictConfig) -
     return trainer
 
 
-def write(
-    cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
-) -> float:
+def write(cfg: DictConfig, source: LabelSource, images: WholeImages, of: dict[str, Any]) -> float:
     """Write what labels the folder lacks; return how many it has then."""
     if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
         raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
-    folder = LabelFolder(cfg.out, of)
-    there = len(folder.names())
-    writer = LabelWriter(source, scores, folder, "coco" in cfg.format, of["class_names"])
-    trainer = pass_over(images, writer, cfg)
+    folder, coco, scores = LabelFolder(cfg.out, of), "coco" in cfg.format, source.backgrounds(cfg.background)
+    before = len(folder.names())
+    trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        print(f"labels    {folder.root}: {count} PNGs" + (f", {there} of them from before" if there else ""))
-        if writer.coco:
-            print(f"labels    {folder.root / COCO_FILE}")
+        print(f"labels    {folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
+        print(*[f"labels    {folder.root / COCO_FILE}\n"] * coco, end="")
     return float(count)
 
 
-def sweep(
-    cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
-) -> float:
+def sweep(cfg: DictConfig, source: LabelSource, images: WholeImages, of: dict[str, Any]) -> float:
     """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
     if cfg.source == SEGMENTATION:
         what = "sweep_thresholds=true: source=seg has no background score to vary"
         raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
-    module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])
+    module = ThresholdSweep(source, cfg.thresholds, source.backgrounds(cfg.background), of["class_names"])
     trainer = pass_over(images, module, cfg)
     if trainer.is_global_zero:
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        write_sweep(directory, module.results, of)
-        print_sweep(module.results, Console())
-        print(f"sweep     {directory / 'sweep.json'}\ncurve     {directory / 'sweep.png'}")
+        write_sweep(Path(HydraConfig.get().runtime.output_dir), module.results, of, Console())
     return float(module.results["best"]["miou"]) / 100
 
 
@@ -126,8 +102,7 @@ def main(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
     method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    known, there = list(method.recipe["class_names"]), list(data.class_names)
-    if there != known:
+    if (known := list(method.recipe["class_names"])) != (there := list(data.class_names)):
         what = f"ckpt={cfg.ckpt} knows the classes {known}, the data has {there}"
         raise UserError(f"{what}: label data of the checkpoint's classes")
     data.normalize(method.mean, method.std)
@@ -136,9 +111,9 @@ def main(cfg: DictConfig) -> float:
     crf = cfg.dense_crf if cfg.crf else None
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
     source = LabelSource(method, cfg.source, protocol)
-    scores = choose_scores(cfg.background, cfg.source, method)
+    source.backgrounds(cfg.background)
     run = sweep if cfg.sweep_thresholds else write
-    return run(cfg, source, scores, images, describe(cfg, source, scores))
+    return run(cfg, source, images, describe(cfg, source))
 
 
 if __name__ == "__main__":

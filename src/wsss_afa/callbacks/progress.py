@@ -114,9 +114,8 @@ class Summary(Callback):
         self._validation = 0.0
         self._began = self._now = self._clock()
         self._phase, self._steps = -1, 0  # the phase at hand, and how many of its steps this run has done
-        if trainer.is_global_zero:
-            for word, text in self._opening(trainer, pl_module):
-                say(word, text)
+        for word, text in self._opening(trainer, pl_module) if trainer.is_global_zero else ():
+            say(word, text)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Time the step, and say how the run gets on if that is due."""
@@ -153,9 +152,10 @@ class Summary(Callback):
 
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say what came of it, and what to do with it."""
-        if trainer.is_global_zero and hasattr(self, "_began"):
-            for word, text in self._closing(trainer):
-                say(word, text)
+        for word, text in (
+            self._closing(trainer) if trainer.is_global_zero and hasattr(self, "_began") else ()
+        ):
+            say(word, text)
 
     def _clock(self) -> float:
         """Seconds that stand still in a validation."""
@@ -184,11 +184,11 @@ class Summary(Callback):
         position = f"; at step {self._start}" if 0 < self._start < total else ""
         return [
             ("run", f"{self.directory}, {total} steps{position}"),
-            ("data", f"{self.data}: {describe_data(data)}"),
-            ("model", f"{_describe_backbone(self.config['backbone'])}: {describe_parameters(method.net)}"),
-            ("phases", f"{describe_phases(self._phases, total)} (steps, from 0)"),
-            ("batch", describe_batch(trainer, data)),
-            ("device", describe_device(trainer, method)),
+            ("data", f"{self.data}: {_describe_data(data)}"),
+            ("model", _describe_model(self.config["backbone"], method.net)),
+            ("phases", _describe_phases(self._phases, total)),
+            ("batch", _describe_batch(trainer, data)),
+            ("device", _describe_device(trainer, method.device)),
         ]
 
     def _closing(self, trainer: L.Trainer) -> list[tuple[str, str]]:
@@ -209,13 +209,12 @@ class Summary(Callback):
         steps, seconds = self._done - self._start, self._now - self._began
         if not steps:
             return f"nothing was left to do after step {trainer.global_step} of {trainer.max_steps}"
-        speed = steps * self.config["data"]["batch_size"] / seconds
+        speed = f"{steps * self.config['data']['batch_size'] / seconds:.3g} images/s in training"
         whole, validation = format_seconds(seconds + self._validation), format_seconds(self._validation)
-        return f"{steps} steps in {whole}, of it {validation} in validation; {speed:.3g} images/s in training"
+        return f"{steps} steps in {whole}, of it {validation} in validation; {speed}"
 
 
-def describe_data(data: TaggedDataModule) -> str:
-    """Images, tags and classes; ``setup("fit")`` comes first."""
+def _describe_data(data: TaggedDataModule) -> str:
     tags = data.train_tags
     text = f"{len(tags)} training images with {tags.sum() / max(1, len(tags)):.1f} tags each"
     if data.num_val_images:
@@ -223,22 +222,26 @@ def describe_data(data: TaggedDataModule) -> str:
     return f"{text}, {data.num_classes} classes"
 
 
-def describe_parameters(net: torch.nn.Module) -> str:
-    """Parameters of each part, in millions where there are as many."""
+def _describe_model(backbone: dict[str, Any], net: torch.nn.Module) -> str:
+    kind, weights = backbone["_target_"].rpartition(".")[2], backbone.get("pretrained")
+    origin = "random weights" if weights is None else f"weights {'of timm' if weights is True else weights}"
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
-    texts = {name: f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count}" for name, count in counts.items()}
-    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items()) + " parameters"
+    parts = (
+        f"{name.replace('_', ' ')} {f'{count / 1e6:.1f} M' if count >= 1e5 else count}"
+        for name, count in counts.items()
+    )
+    name = backbone.get("variant") or backbone.get("name")
+    return f"{kind} {name}, {origin}: {', '.join(parts)} parameters"
 
 
-def describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
-    """Every phase that has a step, with its first and its last."""
+def _describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
     ends = [*(phase.first for phase in phases[1:]), max_steps]
     spans = zip(phases, ends, strict=True)
-    return ", ".join(f"{each.name} {each.first}–{end - 1}" for each, end in spans if end > each.first)
+    texts = [f"{each.name} {each.first}–{end - 1}" for each, end in spans if end > each.first]
+    return f"{', '.join(texts)} (steps, from 0)"
 
 
-def describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
-    """Images of a step, how they are shared out, and how often the run sees each."""
+def _describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
     world, parts = trainer.world_size, trainer.accumulate_grad_batches
     factors = f"{world} process{'es' * (world > 1)} × {data.batch_size // (world * parts)}"
     factors += f" × {parts} parts" * (parts > 1)
@@ -246,18 +249,11 @@ def describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
     return f"{data.batch_size} images a step, {factors}; the run sees each image {passes:.2g} times"
 
 
-def describe_device(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Where it runs and in which precision."""
-    where = f"{trainer.world_size} × %s, {trainer.precision}"
-    if module.device.type == "cuda":
-        return where % torch.cuda.get_device_name(module.device)
-    return where % f"CPU ({platform.machine()})" + f", threads of a process: {torch.get_num_threads()}"
-
-
-def _describe_backbone(backbone: dict[str, Any]) -> str:
-    kind, weights = backbone["_target_"].rpartition(".")[2], backbone.get("pretrained")
-    origin = "random weights" if weights is None else f"weights {'of timm' if weights is True else weights}"
-    return f"{kind} {backbone.get('variant') or backbone.get('name')}, {origin}"
+def _describe_device(trainer: L.Trainer, device: torch.device) -> str:
+    name, threads = f"CPU ({platform.machine()})", f", threads of a process: {torch.get_num_threads()}"
+    if device.type == "cuda":
+        name, threads = torch.cuda.get_device_name(device), ""
+    return f"{trainer.world_size} × {name}, {trainer.precision}{threads}"
 
 
 def _best(trainer: L.Trainer) -> list[tuple[str, str]]:

@@ -42,6 +42,21 @@ class LabelSource(nn.Module):
             )
         self.method, self.source, self.protocol = method, source, protocol
 
+    def backgrounds(self, value: float | Sequence[float] | None) -> list[float]:
+        """Background scores: one, or low and high; those of the method's own training where none is given.
+
+        Raises:
+            UserError: They are not in [0, 1], not ascending, or the source has none.
+        """
+        if self.source == SEGMENTATION and value is not None:
+            raise UserError(f"background={value}: source=seg has no background score; leave it out")
+        if value is None:  # the segmentation's one label does not depend on the score
+            return [0.0] if self.source == SEGMENTATION else list(self.method.backgrounds)
+        scores = [float(each) for each in (value if isinstance(value, Sequence) else [value])]
+        if len(scores) not in (1, 2) or not 0 <= scores[0] <= scores[-1] <= 1:
+            raise UserError(f"background={value}: need a number in [0, 1], or [low, high] with low ≤ high")
+        return scores
+
     @torch.no_grad()
     def forward(self, batch: Batch, backgrounds: Sequence[float]) -> list[Tensor]:
         """Return one label (B, H, W) int64 in [0, C] for each background score.

@@ -80,16 +80,35 @@ def _percent(values: Tensor) -> list[float]:
     return [round(100 * value, 3) for value in values.tolist()]
 
 
-def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any]) -> None:
-    """Write ``sweep.json`` and the curve ``sweep.png``.
+def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], console: Console) -> None:
+    """Write ``sweep.json`` and the curve ``sweep.png``, and print both.
 
     Args:
         folder: Where they go.
         results: Of a ``ThresholdSweep``.
         of: What was scored.
+        console: Where they are printed.
     """
-    write_whole(folder / "sweep.json", json.dumps(of | results, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(of | results, indent=2, ensure_ascii=False)
+    write_whole(folder / "sweep.json", text + "\n")
     save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
+    table = Table("background", "mIoU", title="mIoU (%) by background score", title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    best, chosen = results["best"], results["chosen"]
+    for record in results["thresholds"]:
+        style = "bold" if record is best else None
+        table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
+    console.print(table)
+    scores = ", ".join(f"{score:g}" for score in chosen["background"])
+    lines = [
+        f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {chosen['labelled']:.1f} % of "
+        "pixels that get a label",
+        f"best      background={best['background']:g}: mIoU {best['miou']:.1f}",
+        f"sweep     {folder / 'sweep.json'}",
+        f"curve     {folder / 'sweep.png'}",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def draw_curve(results: dict[str, Any], source: str) -> Figure:
@@ -102,20 +121,3 @@ def draw_curve(results: dict[str, Any], source: str) -> Figure:
     axes.set_title(f"source={source}: {best['miou']:.1f} % at {best['background']:g}", fontsize=10)
     axes.grid(alpha=0.3)
     return figure
-
-
-def print_sweep(results: dict[str, Any], console: Console) -> None:
-    """Print mIoU by threshold, and the scores of the setting that labels would be written with."""
-    best, chosen = results["best"], results["chosen"]
-    table = Table(title="mIoU (%) by background score", title_justify="left")
-    for column in ("background", "mIoU"):
-        table.add_column(column, justify="right")
-    for record in results["thresholds"]:
-        style = "bold" if record is best else None
-        table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
-    console.print(table)
-    scores = ", ".join(f"{score:g}" for score in chosen["background"])
-    share = f"{chosen['labelled']:.1f} % of pixels that get a label"
-    text = f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}\n"
-    text += f"best      background={best['background']:g}: mIoU {best['miou']:.1f}"
-    console.print(text, soft_wrap=True, markup=False, highlight=False)

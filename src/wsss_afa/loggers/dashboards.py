@@ -31,14 +31,7 @@ class Screen:
         self.logger = logger
 
     def scenes(self, section: str, scenes: Sequence[Scene], classes: Sequence[str], step: int) -> None:
-        """Show images one by one with their layers.
-
-        Args:
-            section: of the dashboard.
-            scenes: what is shown.
-            classes: K names, background first.
-            step: of training.
-        """
+        """Show images one by one with their layers; ``classes`` are K names, background first."""
 
     def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Show one picture (H, W, 3)."""

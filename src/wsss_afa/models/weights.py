@@ -117,9 +117,6 @@ def fit_vit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         state: timm's names, or those in the files of DINOv2's or CLIP's authors.
         model: timm's `VisionTransformer`.
 
-    Returns:
-        Weights that fill the model, ready for `model.load_state_dict`.
-
     Raises:
         UserError: a weight is missing, unexpected, or of another shape.
     """
@@ -140,9 +137,6 @@ def read_weights(source: str) -> dict[str, Tensor]:
         source: path to a .pth, .bin or .safetensors file; http(s) or file URL; or hub id `owner/name`, with
             `@revision` if wanted.
 
-    Returns:
-        Tensors by name, on the CPU.
-
     Raises:
         UserError: there is no such file, it cannot be fetched, or it is no checkpoint.
     """
@@ -158,16 +152,14 @@ def weights_sha256(source: str) -> str:
 
 
 def _locate(source: str) -> Path:
-    path = Path(source).expanduser()
+    path, null = Path(source).expanduser(), "or null (random weights)"
     if "://" in source:
         return _download(source)
     if path.is_file():
         return path
     if _HUB_ID.fullmatch(source) and path.suffix not in _FILE_TYPES:
         return _from_hub(source)
-    raise UserError(
-        f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, or null (random weights)"
-    )
+    raise UserError(f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, {null}")
 
 
 def _read_file(path: Path, source: str) -> dict[str, Tensor]:

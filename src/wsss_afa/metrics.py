@@ -14,8 +14,7 @@ from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 
 COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
 """What is scored, in the order of tables."""
-_SATURATED = 0.02
-"""Affinity this near to 0 or 1 has next to no gradient."""
+_SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
 
 
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:

@@ -31,14 +31,11 @@ _MAX_NAME, _MAX_NUMBERED = 24, 25
 class Scene(NamedTuple):
     """One image and what was made of it."""
 
-    caption: str
-    """Name of the image and its classes."""
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
+    caption: str  # name of the image and its classes
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
     layers: dict[str, NDArray[Any]]
     """By title: heat maps (H, W) float in [0, 1] and labels (H, W) integer in [0, C] or 255."""
-    point: tuple[int, int] | None = None
-    """Row and column of the pixel that the maps belong to, if it is one."""
+    point: tuple[int, int] | None = None  # row and column of the pixel that the maps belong to, if it is one
 
 
 class Panel(NamedTuple):

@@ -148,11 +148,8 @@ def _read_named(path: Path) -> Mapping[str, Any]:
 
 def _compare(auto: bool, path: Path, content: Mapping[str, Any], settings: dict[str, Any]) -> None:
     theirs = content.get(SETTINGS_KEY, settings)
-    changed = [
-        f"{name}={settings.get(name)} (was {theirs.get(name)})"
-        for name in sorted(settings | theirs)
-        if settings.get(name) != theirs.get(name)
-    ]
+    names = [name for name in sorted(settings | theirs) if settings.get(name) != theirs.get(name)]
+    changed = [f"{name}={settings.get(name)} (was {theirs.get(name)})" for name in names]
     message = f"{path} is of a run with other settings: {', '.join(changed)}"
     if changed and auto:
         raise UserError(f"{message}; give another hydra.run.dir, or resume={path} to go on all the same")

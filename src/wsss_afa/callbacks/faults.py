@@ -156,7 +156,7 @@ class FiniteLoss(Callback):
         if math.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())).item()):
             return None
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        return f"gradient of {bad[0] if bad else 'all parameters together'} is not finite", self._batch
+        return f"gradient of {[*bad, 'all parameters together'][0]} is not finite", self._batch
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule, what: str, batch: Any) -> Path:
         path = self.directory / f"nonfinite_step_{trainer.global_step:06d}_process_{trainer.global_rank}.pt"

@@ -6,6 +6,7 @@ five minutes shows that the run lives.
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shlex
 import sys
@@ -114,8 +115,8 @@ class Summary(Callback):
         self._validation = 0.0
         self._began = self._now = self._clock()
         self._phase, self._steps = -1, 0  # the phase at hand, and how many of its steps this run has done
-        for word, text in self._opening(trainer, pl_module) if trainer.is_global_zero else ():
-            say(word, text)
+        if trainer.is_global_zero:
+            self._open(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Time the step, and say how the run gets on if that is due."""
@@ -147,15 +148,15 @@ class Summary(Callback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             titles = {f"val/miou_{source}": title for source, title in COLUMNS.items()}
             metrics, titles = trainer.callback_metrics, titles | {"val/map_cls": "mAP"}
-            scores = [f"{titles[name]} {100 * metrics[name]:.1f}" for name in titles if name in metrics]
+            scores = [
+                f"{titles[name]} {100 * metrics[name].item():.1f}" for name in titles if name in metrics
+            ]
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
 
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say what came of it, and what to do with it."""
-        for word, text in (
-            self._closing(trainer) if trainer.is_global_zero and hasattr(self, "_began") else ()
-        ):
-            say(word, text)
+        if trainer.is_global_zero and hasattr(self, "_began"):
+            self._close(trainer)
 
     def _clock(self) -> float:
         """Seconds that stand still in a validation."""
@@ -179,39 +180,33 @@ class Summary(Callback):
             return "not yet measured"
         return f"about {format_seconds((trainer.max_steps - self._done) * self._step_seconds())} to go"
 
-    def _opening(self, trainer: L.Trainer, method: Method) -> list[tuple[str, str]]:
+    def _open(self, trainer: L.Trainer, method: Method) -> None:
         data, total = trainer.datamodule, trainer.max_steps  # type: ignore[attr-defined]  # Lightning attaches it
         position = f"; at step {self._start}" if 0 < self._start < total else ""
-        return [
-            ("run", f"{self.directory}, {total} steps{position}"),
-            ("data", f"{self.data}: {_describe_data(data)}"),
-            ("model", _describe_model(self.config["backbone"], method.net)),
-            ("phases", _describe_phases(self._phases, total)),
-            ("batch", _describe_batch(trainer, data)),
-            ("device", _describe_device(trainer, method.device)),
-        ]
+        say("run", f"{self.directory}, {total} steps{position}")
+        say("data", f"{self.data}: {_describe_data(data)}")
+        say("model", _describe_model(self.config["backbone"], method.net))
+        say("phases", _describe_phases(self._phases, total))
+        say("batch", _describe_batch(trainer, data))
+        say("device", _describe_device(trainer, method.device))
 
-    def _closing(self, trainer: L.Trainer) -> list[tuple[str, str]]:
-        folder, curves = self.directory / "checkpoints", self.directory / "metrics.csv"
-        files = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
-        lines = [("done", self._effort(trainer)), *_best(trainer)]
-        lines += [("curves", str(curves))] * curves.is_file()
-        if files:
-            data = shlex.join([f"data={self.data}", *self._data_words])
-            lines += [
-                ("weights", ", ".join(map(str, files))),
-                ("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {data}"),
-                ("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS"),
-            ]
-        return lines
-
-    def _effort(self, trainer: L.Trainer) -> str:
+    def _close(self, trainer: L.Trainer) -> None:
         steps, seconds = self._done - self._start, self._now - self._began
-        if not steps:
-            return f"nothing was left to do after step {trainer.global_step} of {trainer.max_steps}"
-        speed = f"{steps * self.config['data']['batch_size'] / seconds:.3g} images/s in training"
-        whole, validation = format_seconds(seconds + self._validation), format_seconds(self._validation)
-        return f"{steps} steps in {whole}, of it {validation} in validation; {speed}"
+        if steps:
+            speed = f"{steps * self.config['data']['batch_size'] / seconds:.3g} images/s in training"
+            whole, validation = format_seconds(seconds + self._validation), format_seconds(self._validation)
+            say("done", f"{steps} steps in {whole}, of it {validation} in validation; {speed}")
+        else:
+            say("done", f"nothing was left to do after step {trainer.global_step} of {trainer.max_steps}")
+        _say_best(trainer)
+        if (curves := self.directory / "metrics.csv").is_file():
+            say("curves", str(curves))
+        files = [self.directory / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+        if files := [file for file in files if file.is_file()]:
+            say("weights", ", ".join(map(str, files)))
+            data = shlex.join([f"data={self.data}", *self._data_words])
+            say("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {data}")
+            say("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS")
 
 
 def _describe_data(data: TaggedDataModule) -> str:
@@ -235,9 +230,8 @@ def _describe_model(backbone: dict[str, Any], net: torch.nn.Module) -> str:
 
 
 def _describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
-    ends = [*(phase.first for phase in phases[1:]), max_steps]
-    spans = zip(phases, ends, strict=True)
-    texts = [f"{each.name} {each.first}–{end - 1}" for each, end in spans if end > each.first]
+    spans = itertools.pairwise((*phases, Phase("", max_steps)))
+    texts = (f"{each.name} {each.first}–{end - 1}" for each, (_, end) in spans if end > each.first)
     return f"{', '.join(texts)} (steps, from 0)"
 
 
@@ -256,11 +250,10 @@ def _describe_device(trainer: L.Trainer, device: torch.device) -> str:
     return f"{trainer.world_size} × {name}, {trainer.precision}{threads}"
 
 
-def _best(trainer: L.Trainer) -> list[tuple[str, str]]:
+def _say_best(trainer: L.Trainer) -> None:
     results = next((each.results for each in trainer.callbacks if isinstance(each, Results)), {})  # type: ignore[attr-defined]
     checkpoint = trainer.checkpoint_callback
-    if "best" not in results or not isinstance(checkpoint, ModelCheckpoint):
-        return []
-    monitor = str(checkpoint.monitor)
-    best, last = (f"{results[of][monitor]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
-    return [("best", f"{COLUMNS.get(monitor.removeprefix('val/miou_'), 'mAP')} {best}; last {last}")]
+    if "best" in results and isinstance(checkpoint, ModelCheckpoint):
+        name = str(checkpoint.monitor)
+        best, last = (f"{results[of][name]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
+        say("best", f"{COLUMNS.get(name.removeprefix('val/miou_'), 'mAP')} {best}; last {last}")

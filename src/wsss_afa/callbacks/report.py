@@ -121,7 +121,9 @@ class Report(Callback):
             return
         evaluation = Evaluation(
             facts=self._facts(trainer, pl_module, seen, masked),
-            class_names=[_printable(name) for name in pl_module.recipe["class_names"]],
+            class_names=[  # folders may be called by what is no UTF-8: it is escaped
+                name.encode("utf-8", "backslashreplace").decode() for name in pl_module.recipe["class_names"]
+            ],
             confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
             average_precision=precision,
             pictures=pictures,
@@ -143,14 +145,12 @@ class Report(Callback):
         ranked, unscored = self._shortlist.ranked, self._shortlist.unscored
         ranks = [rank for own in _gather([shot.rank for shot in ranked]) for rank in own]
         best, worst = choose(ranks, self.num_images)
-        chosen = {*best, *worst}
-        shown = [shot for shot in ranked if shot.rank in chosen] if ranks else unscored
-        shots = {shot.rank[2]: shot for own in _gather(shown) for shot in own}
-        if ranks:
-            groups = {"Best images": best, "Worst images": worst}
-            return {title: [shots[rank[2]] for rank in group] for title, group in groups.items() if group}
-        first = [shots[place] for place in sorted(shots, reverse=True)][: 2 * self.num_images]
-        return {"Images": first} if first else {}
+        shown = [shot for shot in ranked if shot.rank in (*best, *worst)] if ranks else unscored
+        shots = {shot.place: shot for own in _gather(shown) for shot in own}
+        first = [] if ranks else sorted(shots)[: 2 * self.num_images]
+        places = {"Best images": [-rank[2] for rank in best], "Worst images": [-rank[2] for rank in worst]}
+        groups = places | {"Images": first}
+        return {title: [shots[place] for place in group] for title, group in groups.items() if group}
 
     def _facts(self, trainer: L.Trainer, module: Method, seen: int, masked: int) -> dict[str, str]:
         on = torch.cuda.get_device_name(module.device) if module.device.type == "cuda" else module.device.type
@@ -166,11 +166,6 @@ class Report(Callback):
             "with": f"wsss_afa {wsss_afa.__version__}, torch {torch.__version__}, lightning {L.__version__}, "
             f"Python {platform.python_version()}",
         }
-
-
-def _printable(name: str) -> str:
-    """The name, in which what is no UTF-8 is escaped: folders may be called so."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:

@@ -22,8 +22,7 @@ from wsss_afa.visualize import add_legend, paint_heat, paint_label, save_label, 
 
 BACKGROUND = "background"
 """Name of label 0."""
-_BAND = 512
-"""Rows that are painted at once."""
+_BAND = 512  # rows that are painted at once
 
 
 @dataclass(frozen=True, eq=False)

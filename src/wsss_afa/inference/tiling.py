@@ -21,8 +21,7 @@ from wsss_afa.ops.multi_scale import Segmenter
 class Grid(NamedTuple):
     """How a network lays its logits over an image."""
 
-    reduction: int
-    """Image pixels per logit along a side."""
+    reduction: int  # image pixels per logit along a side
     alignment: int
     """Tiles start at its multiples, in pixels: the network's cells are then those of the whole image."""
 

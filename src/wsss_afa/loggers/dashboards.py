@@ -16,8 +16,7 @@ from PIL import Image
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.visualize import Scene, paint_scene
 
-_SIDE = 320
-"""Longest side of a heat map on a dashboard, in pixels."""
+_SIDE = 320  # longest side of a heat map on a dashboard, in pixels
 
 
 class Screen:

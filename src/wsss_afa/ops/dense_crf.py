@@ -27,8 +27,7 @@ from wsss_afa.ops.permutohedral import PermutohedralLattice, lattice
 FLOOR = 1e-5
 """Least probability; smaller ones are raised to it, or no neighbour could ever overrule a 0."""
 
-_ALIGNMENT = 8
-"""Fused attention takes queries, keys and values of one width, on GPUs a multiple of this."""
+_ALIGNMENT = 8  # fused attention takes queries, keys and values of one width, on GPUs a multiple of this
 
 
 class ExactKernel(NamedTuple):
@@ -38,14 +37,10 @@ class ExactKernel(NamedTuple):
     k_j = (f_j, 1, −|f_j|²/2), q_i·k_j is the kernel's logarithm. Made by `exact_kernel`.
     """
 
-    query: Tensor
-    """(N, d + 2)."""
-    key: Tensor
-    """(N, d + 2)."""
-    before: Tensor
-    """(N, 1) factor of the values."""
-    after: Tensor
-    """(N, 1) factor of the result."""
+    query: Tensor  # (N, d + 2)
+    key: Tensor  # (N, d + 2)
+    before: Tensor  # (N, 1) factor of the values
+    after: Tensor  # (N, 1) factor of the result
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return ``values`` (N, K) filtered."""

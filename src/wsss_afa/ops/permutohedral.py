@@ -26,19 +26,15 @@ from torch import Tensor
 
 from wsss_afa.errors import UserError
 
-_MARGIN = 2
-"""A vertex is up to 1 away from the simplex's first in every difference, and its neighbour 1 more."""
+_MARGIN = 2  # a vertex is up to 1 away from the simplex's first in every difference, and its neighbour 1 more
 
 
 class SparseRows(NamedTuple):
     """A sparse matrix: of every row the columns that are not 0, and their values."""
 
-    columns: Tensor
-    """int32: (rows, n) where all rows have n entries, else all rows' entries in one."""
-    values: Tensor
-    """float32, like the columns."""
-    starts: Tensor | None = None
-    """(rows + 1) int32: where rows start and end in flat columns."""
+    columns: Tensor  # int32: (rows, n) where all rows have n entries, else all rows' entries in one
+    values: Tensor  # float32, like the columns
+    starts: Tensor | None = None  # (rows + 1) int32: where rows start and end in flat columns
 
     def times(self, dense: Tensor) -> Tensor:
         """Product (rows, K) with ``dense`` (columns, K), by the fast code for weighted sums of embeddings."""
@@ -56,12 +52,9 @@ class SparseRows(NamedTuple):
 class PermutohedralLattice(NamedTuple):
     """A Gaussian kernel between N pixels, but for a constant factor. Made by `lattice`."""
 
-    splat: SparseRows
-    """(P, N)."""
-    blurs: list[SparseRows]
-    """d + 1 of (P, P)."""
-    slice: SparseRows
-    """(N, P), the splat's transpose."""
+    splat: SparseRows  # (P, N)
+    blurs: list[SparseRows]  # d + 1 of (P, P)
+    slice: SparseRows  # (N, P), the splat's transpose
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return ``values`` (N, K) filtered; 2^d / (2^d + 1) of it would have the paper's scale."""

@@ -34,18 +34,12 @@ class Shot(NamedTuple):
     """One image and what was made of it."""
 
     name: str
-    place: int
-    """Place in the split."""
-    iou: float
-    """The image's own mean IoU in [0, 1]; NaN without a mask."""
-    accuracy: float
-    """Its share of right pixels in [0, 1]; NaN without a mask."""
-    labels: list[int]
-    """Foreground labels that its mask, or without one its tags, name."""
-    extra: list[int]
-    """Foreground labels that were predicted beside them."""
-    panels: list[tuple[str, str]]
-    """Title and data URI of each picture."""
+    place: int  # place in the split
+    iou: float  # the image's own mean IoU in [0, 1]; NaN without a mask
+    accuracy: float  # its share of right pixels in [0, 1]; NaN without a mask
+    labels: list[int]  # foreground labels that its mask, or without one its tags, name
+    extra: list[int]  # foreground labels that were predicted beside them
+    panels: list[tuple[str, str]]  # title and data URI of each picture
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -56,18 +50,12 @@ class Shot(NamedTuple):
 class Evaluation(NamedTuple):
     """What a report is made of."""
 
-    facts: dict[str, str]
-    """Checkpoint, split, protocol and whatever else stands at the top, by name."""
-    class_names: Sequence[str]
-    """C foreground classes."""
-    confusion: dict[str, Tensor]
-    """Confusion matrix (K, K) int64 by title, the protocol's last map last; empty without masks."""
-    average_precision: Sequence[float]
-    """Of each class's tags, (C,) in [0, 1]; NaN where no image has the class."""
-    pictures: dict[str, list[Shot]]
-    """Images by heading."""
-    history: dict[str, list[tuple[int, float]]]
-    """Step and mIoU in percent of a training run's validations by title; empty where unknown."""
+    facts: dict[str, str]  # checkpoint, split, protocol and whatever else stands at the top, by name
+    class_names: Sequence[str]  # C foreground classes
+    confusion: dict[str, Tensor]  # (K, K) int64 by title, the protocol's last map last; empty without masks
+    average_precision: Sequence[float]  # of each class's tags, in [0, 1]; NaN where no image has the class
+    pictures: dict[str, list[Shot]]  # images by heading
+    history: dict[str, list[tuple[int, float]]]  # step and mIoU (%) of validations by title; may be empty
 
 
 class Score(NamedTuple):
@@ -103,28 +91,21 @@ def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """The largest shares of a true class's pixels that are called another class, in two lists.
-
-    Args:
-        confusion: (K, K) int64.
-        names: K, background included.
+    """The largest shares of a true class's pixels that are called another class, of a matrix (K, K) int64.
 
     Returns:
         Confusions of foreground classes with each other, then those with background.
     """
     counts = confusion.numpy()
     rows, columns = np.nonzero(counts - np.diag(counts.diagonal()))
-    pairs = pd.DataFrame({
-        "true": [names[row] for row in rows.tolist()],
-        "predicted": [names[column] for column in columns.tolist()],
-        "share": counts[rows, columns] / counts.sum(1)[rows],
-        "pixels": counts[rows, columns],
-    })  # fmt: skip
+    labels, pixels = np.array(names, object), counts[rows, columns]
+    pairs = pd.DataFrame({"true": labels[rows], "predicted": labels[columns]})
+    pairs["share"], pairs["pixels"] = pixels / counts.sum(1)[rows], pixels
     with_background = (rows == 0) | (columns == 0)
-    return [
-        list(pairs[chosen].nlargest(MAX_CONFUSIONS, "share").to_dict("records"))
-        for chosen in (~with_background, with_background)
-    ]
+    lists = (
+        pairs[chosen].nlargest(MAX_CONFUSIONS, "share") for chosen in (~with_background, with_background)
+    )
+    return [list(each.to_dict("records")) for each in lists]
 
 
 def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:

@@ -13,8 +13,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.reports.log import read_log
 from wsss_afa.reports.table import SCORES
 
-_LEAST_WIDTH = 4.0
-"""Least range of an axis of scores in percent, so that a small difference looks small."""
+_LEAST_WIDTH = 4.0  # least range of an axis of scores in percent, so that a small difference looks small
 _COLUMNS = 3  # panels of curves beside each other
 
 

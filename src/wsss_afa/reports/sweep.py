@@ -29,12 +29,9 @@ class Run(NamedTuple):
     """One finished run."""
 
     folder: Path
-    settings: str
-    """Its configuration without seed and machine; equal for runs of one setting."""
-    overrides: tuple[str, ...]
-    """Its command line without seed and machine."""
-    seed: int
-    """The seed of training."""
+    settings: str  # its configuration without seed and machine; equal for runs of one setting
+    overrides: tuple[str, ...]  # its command line without seed and machine
+    seed: int  # the seed of training
     scores: dict[str, dict[str, float]]
     """Percent by name (cam, affinity, seg, crf, map), of the best and of the last validation."""
 
@@ -42,12 +39,9 @@ class Run(NamedTuple):
 class Sweep(NamedTuple):
     """What is there and what is not."""
 
-    runs: list[Run]
-    """Finished runs, in order of the folders and of their numbers."""
-    missing: list[str]
-    """A line for each run that failed, is unfinished, or was announced and never started."""
-    common: frozenset[str]
-    """Overrides that all runs share, the missing ones too."""
+    runs: list[Run]  # finished runs, in order of the folders and of their numbers
+    missing: list[str]  # a line for each run that failed, is unfinished, or was announced and never started
+    common: frozenset[str]  # overrides that all runs share, the missing ones too
 
 
 def label(overrides: Sequence[str], common: Collection[str]) -> str:
@@ -149,8 +143,7 @@ def _evaluation(folder: Path, config: DictConfig, results: dict[str, Any]) -> Ru
     return Run(folder, settings, overrides, origin.seed, dict.fromkeys(("best", "last"), _scores(results)))
 
 
-_READERS = {"train": _training, "evaluate": _evaluation}
-"""Readers by the configuration's ``task``."""
+_READERS = {"train": _training, "evaluate": _evaluation}  # readers by the configuration's ``task``
 
 
 def _scores(record: dict[str, Any]) -> dict[str, float]:

@@ -18,10 +18,8 @@ class Walk(NamedTuple):
 
     activation: Activation
     """What is propagated, (B, C, H, W) in [0, 1], and the tokens that affinity is made of."""
-    affinity: Tensor
-    """(B, N, N) in [0, 1]."""
-    scores: Tensor
-    """(B, G, h, w), of background and the own classes, propagated."""
+    affinity: Tensor  # (B, N, N) in [0, 1]
+    scores: Tensor  # (B, G, h, w), of background and the own classes, propagated
     classes: OwnClasses
 
 

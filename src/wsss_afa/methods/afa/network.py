@@ -17,14 +17,10 @@ from wsss_afa.types import Activation, AffinityTokens, BackboneOutput, FeatureBa
 class AFAOutput(NamedTuple):
     """What one training pass of the network yields."""
 
-    class_logits: Tensor
-    """(B, C)."""
-    seg_logits: Tensor
-    """(B, K, H/4, W/4)."""
-    affinity_logits: Tensor
-    """(B, N, N) symmetric."""
-    activation: Activation
-    """Raw map and tokens of this pass."""
+    class_logits: Tensor  # (B, C)
+    seg_logits: Tensor  # (B, K, H/4, W/4)
+    affinity_logits: Tensor  # (B, N, N) symmetric
+    activation: Activation  # raw map and tokens of this pass
 
     @property
     def affinity(self) -> Tensor:

@@ -93,11 +93,9 @@ def mark_point(pixels: NDArray[np.uint8], point: tuple[int, int]) -> NDArray[np.
 
 
 def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figure:
-    """Draw which class each class's pixels are taken for, in shares of its row.
+    """Draw which class each class's pixels are taken for, in shares of the rows of a matrix (K, K).
 
-    Args:
-        confusion: (K, K) pixels, true classes in rows; a row without any stays grey.
-        names: K, background included. Long ones are cut; up to 25 classes, cells carry percents.
+    A row without pixels stays grey. Long names are cut; up to 25 classes, cells carry percents.
     """
     with np.errstate(invalid="ignore"):
         share = confusion / confusion.sum(1, keepdims=True)
@@ -146,14 +144,9 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def add_legend(picture: NDArray[np.uint8], classes: Sequence[tuple[int, str]]) -> NDArray[np.uint8]:
-    """Set a white strip with the classes' colours and names under a picture (H, W, 3).
+    """Set a white strip with colours and names of classes, given as (label, name), under a picture (H, W, 3).
 
-    Args:
-        picture: RGB.
-        classes: Label and name of the classes.
-
-    Returns:
-        (H', W', 3), the picture in its upper left corner; wider than it only where a name would not fit.
+    The result (H', W', 3) is wider than the picture only where a name would not fit.
     """
     height, width = picture.shape[:2]
     size = max(12, width // 50)  # of the letters, in pixels

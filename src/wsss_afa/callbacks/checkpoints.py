@@ -115,9 +115,9 @@ def resume_point(resume: str | None, directory: Path, settings: dict[str, Any]) 
     elif resume not in ("auto", None):
         path, content = Path(resume), _read_named(Path(resume))
     if later := [other for other, its in found if its["global_step"] > content["global_step"]]:
+        what = f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}"
         raise UserError(
-            f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}: resume=auto goes on "
-            f"with it; else give another hydra.run.dir, or move it away"
+            f"{what}: resume=auto goes on with it; else give another hydra.run.dir, or move it away"
         )
     if path is not None:
         _compare(resume == "auto", path, content, settings)
@@ -205,10 +205,9 @@ class StepCheckpoints(Callback):
         """Check the interval of validations and forget what a killed run had begun to write."""
         parts = trainer.accumulate_grad_batches
         if trainer.enable_validation and (trainer.val_check_batch or 0) % parts:
-            raise UserError(
-                f"trainer.val_check_interval={trainer.val_check_batch} batches, need a multiple of "
-                f"trainer.accumulate_grad_batches={parts}: checkpoints are taken between steps"
-            )
+            given = f"trainer.val_check_interval={trainer.val_check_batch} batches"
+            need = f"need a multiple of trainer.accumulate_grad_batches={parts}"
+            raise UserError(f"{given}, {need}: checkpoints are taken between steps")
         self._saved = trainer.global_step
         if trainer.is_global_zero:
             for partial in self.directory.glob(f"*{_PARTIAL}"):

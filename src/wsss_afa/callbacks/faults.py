@@ -121,16 +121,13 @@ class FiniteLoss(Callback):
     def on_before_backward(self, trainer: L.Trainer, _: Any, loss: Tensor) -> None:
         """Look at the loss and find the term to blame."""
         if self._culprit is None and not loss.isfinite():
-            bad = [
-                f"{name.removeprefix('train/')}={value.item()}"
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith("train/loss_") and not value.isfinite()
-            ]
+            terms = {
+                name: v for name, v in trainer.callback_metrics.items() if name.startswith("train/loss_")
+            }
+            bad = [f"{name[6:]}={value.item()}" for name, value in terms.items() if not value.isfinite()]
             self._culprit = ", ".join(bad) or f"loss={loss.item()}", self._batch
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Keep what is not finite from the weights."""
         if self._culprit is None and getattr(trainer.precision_plugin, "scaler", None) is None:
             self._culprit = self._bad_gradient(pl_module)  # with a scaler an overflow is its daily work
@@ -142,11 +139,10 @@ class FiniteLoss(Callback):
         path = self._keep(trainer, pl_module, what, batch)
         poisoned = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
         if self.skipped > self.skip_nan_steps or poisoned:
-            raise UserError(
-                f"step {trainer.global_step}: {what}; batch and network are in {path}: lower optim.lr, try "
-                f"trainer.precision=32-true, or leave such steps out with callbacks.finite.skip_nan_steps=10"
-                + (f" (but {poisoned[0]} is not finite either)" if poisoned else "")
-            )
+            hint = "or leave such steps out with callbacks.finite.skip_nan_steps=10"
+            hint += f" (but {poisoned[0]} is not finite either)" if poisoned else ""
+            where = f"step {trainer.global_step}: {what}; batch and network are in {path}"
+            raise UserError(f"{where}: lower optim.lr, try trainer.precision=32-true, {hint}")
         count = f"{self.skipped} of {self.skip_nan_steps}"
         rank_zero_warn(f"step {trainer.global_step} left out ({count}): {what}; see {path}")
         optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
@@ -229,13 +225,10 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full ({error}): make room; {RESUME_HINT}"
     if isinstance(error, RuntimeError) and (match := re.search(r"DataLoader worker.*", text)):
-        return (
-            f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory: try fewer than "
-            f"data.num_workers={workers}, or 0 to see an error of its own; {RESUME_HINT}"
-        )
+        what = f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory"
+        hint = f"try fewer than data.num_workers={workers}, or 0 to see an error of its own"
+        return f"{what}: {hint}; {RESUME_HINT}"
     if isinstance(error, RuntimeError) and _SEVERED.search(type(error).__name__ + text):
-        return (
-            f"another process is gone, stuck or slower than patience allows ({text.splitlines()[0]}): "
-            f"look for a line of its own; {RESUME_HINT}"
-        )
+        what = f"another process is gone, stuck or slower than patience allows ({text.splitlines()[0]})"
+        return f"{what}: look for a line of its own; {RESUME_HINT}"
     return None

@@ -127,7 +127,7 @@ class Summary(Callback):
         where = f"phase {self._phase + 1} of {len(self._phases)}"
         if self._steps == _WARM_UP + _COUNTED:
             more = " if later steps cost the same" if self._phase + 1 < len(self._phases) else ""
-            pace = f"{self._step_seconds():.3g} s a step in {where} ({self._phases[self._phase].name})"
+            pace = f"{self._pace:.3g} s a step in {where} ({self._phases[self._phase].name})"
             say("pace", f"{pace}: {self._to_go(trainer)}{more}")
         tenth, now = 10 * done // total, time.monotonic()
         if not self._watched and (tenth > self._tenth or now - self._said > SILENCE):
@@ -146,11 +146,11 @@ class Summary(Callback):
         """Let it go on, and say the scores."""
         self._validation += time.monotonic() - self._paused
         if trainer.is_global_zero and not trainer.sanity_checking:
-            titles = {f"val/miou_{source}": title for source, title in COLUMNS.items()}
-            metrics, titles = trainer.callback_metrics, titles | {"val/map_cls": "mAP"}
-            scores = [
-                f"{titles[name]} {100 * metrics[name].item():.1f}" for name in titles if name in metrics
-            ]
+            metrics = {name: 100 * value.item() for name, value in trainer.callback_metrics.items()}
+            titles = {f"val/miou_{source}": title for source, title in COLUMNS.items()} | {
+                "val/map_cls": "mAP"
+            }
+            scores = (f"{title} {metrics[name]:.1f}" for name, title in titles.items() if name in metrics)
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
 
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
@@ -164,21 +164,18 @@ class Summary(Callback):
 
     def _count(self, done: int) -> None:
         phase = sum(each.first < done for each in self._phases) - 1
-        if phase != self._phase:
-            self._phase, self._steps = phase, 0
-        self._steps += 1
-        self._done, self._now = done, self._clock()
+        self._steps = self._steps + 1 if phase == self._phase else 1
+        self._phase, self._done, self._now = phase, done, self._clock()
         if self._steps <= _WARM_UP:
             self._warm = self._now
-
-    def _step_seconds(self) -> float:
-        return (self._now - self._warm) / (self._steps - _WARM_UP)
+        else:
+            self._pace = (self._now - self._warm) / (self._steps - _WARM_UP)
 
     def _to_go(self, trainer: L.Trainer) -> str:
         """Of training alone; validations have lines of their own."""
         if self._steps <= _WARM_UP:
             return "not yet measured"
-        return f"about {format_seconds((trainer.max_steps - self._done) * self._step_seconds())} to go"
+        return f"about {format_seconds((trainer.max_steps - self._done) * self._pace)} to go"
 
     def _open(self, trainer: L.Trainer, method: Method) -> None:
         data, total = trainer.datamodule, trainer.max_steps  # type: ignore[attr-defined]  # Lightning attaches it
@@ -221,12 +218,9 @@ def _describe_model(backbone: dict[str, Any], net: torch.nn.Module) -> str:
     kind, weights = backbone["_target_"].rpartition(".")[2], backbone.get("pretrained")
     origin = "random weights" if weights is None else f"weights {'of timm' if weights is True else weights}"
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
-    parts = (
-        f"{name.replace('_', ' ')} {f'{count / 1e6:.1f} M' if count >= 1e5 else count}"
-        for name, count in counts.items()
-    )
-    name = backbone.get("variant") or backbone.get("name")
-    return f"{kind} {name}, {origin}: {', '.join(parts)} parameters"
+    sizes = {name: f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count}" for name, count in counts.items()}
+    parts = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items())
+    return f"{kind} {backbone.get('variant') or backbone.get('name')}, {origin}: {parts} parameters"
 
 
 def _describe_phases(phases: Sequence[Phase], max_steps: int) -> str:

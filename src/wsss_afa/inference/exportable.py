@@ -15,7 +15,6 @@ Class names, palette, normalisation and what has been done to the image travel i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +127,5 @@ def write_torch(program: ExportedProgram, metadata: dict[str, Any], path: Path) 
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
-FORMATS: dict[str, tuple[str, Callable[[ExportedProgram, dict[str, Any], Path], None]]] = {
-    "onnx": (".onnx", write_onnx),
-    "torch": (".pt2", write_torch),
-}
+FORMATS = {"onnx": (".onnx", write_onnx), "torch": (".pt2", write_torch)}
 """Ending and writer by format."""

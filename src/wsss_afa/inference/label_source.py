@@ -37,9 +37,8 @@ class LabelSource(nn.Module):
     def __init__(self, method: Method, source: str, protocol: MultiScaleSegmentation):
         super().__init__()
         if source not in (known := (*method.sources, SEGMENTATION)):
-            raise UserError(
-                f"source={source}: this checkpoint has none such; set source to {', '.join(known)}"
-            )
+            what = f"source={source}: this checkpoint has none such"
+            raise UserError(f"{what}; set source to {', '.join(known)}")
         self.method, self.source, self.protocol = method, source, protocol
 
     def backgrounds(self, value: float | Sequence[float] | None) -> list[float]:

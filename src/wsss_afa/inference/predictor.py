@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +58,7 @@ class Sizes:
         _require_pixels("max_pixels", self.max_pixels, 1, MAX_PIXELS)
 
 
-def _require_pixels(
-    name: str, value: object, low: int, high: int | None = None, optional: bool = False
-) -> None:
+def _require_pixels(name: str, value: Any, low: int, high: int | None = None, optional: bool = False) -> None:
     inside = type(value) is int and low <= value and (high is None or value <= high)
     if not inside and not (optional and value is None):
         need = f"{low} or more" if high is None else f"{low} to {high}"
@@ -81,11 +80,9 @@ class Predictor:
 
     def __init__(
         self,
-        method: Method,
-        device: str = "auto",
-        protocol: MultiScaleSegmentation | None = None,
+        method: Method, device: str = "auto", protocol: MultiScaleSegmentation | None = None,
         sizes: Sizes | None = None,
-    ):
+    ):  # fmt: skip
         self.device = find_device(device)
         self.method = method.to(self.device).eval()
         self.class_names = tuple(method.recipe["class_names"])
@@ -100,12 +97,9 @@ class Predictor:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
-        device: str = "auto",
-        protocol: MultiScaleSegmentation | None = None,
-        sizes: Sizes | None = None,
-        trust: Sequence[str] = (),
-    ) -> Predictor:
+        path: str | Path, device: str = "auto", protocol: MultiScaleSegmentation | None = None,
+        sizes: Sizes | None = None, trust: Sequence[str] = (),
+    ) -> Predictor:  # fmt: skip
         """Rebuild a network from a checkpoint alone; ``path`` and ``trust`` are as in `methods.recipe.load`.
 
         Raises:
@@ -128,17 +122,17 @@ class Predictor:
         labels = self.choose(tags)
         name, rgb = self._read(image)
         work = shrink(rgb, self.sizes.long_side)
+        view = shrink(work, self.sizes.tile)
         try:
-            probabilities = self._segment(work, labels)
-            label = _best(probabilities, labels, rgb.shape[:2])
-            view = shrink(work, self.sizes.tile)
-            scores = self._classify(view)
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                probabilities = self._segment(work, labels)
+                label = _best(probabilities, labels, rgb.shape[:2])
+                scores = self.method.classify(self._normalise(view, 1.0))[0].sigmoid().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            raise UserError(
-                f"{_place(image)} needs more memory than there is: lower long_side or tile"
-            ) from error
+            what = f"{_place(image)} needs more memory than there is"
+            raise UserError(f"{what}: lower long_side or tile") from error
         if not (np.isfinite(scores).all() and probabilities.isfinite().all()):
             raise UserError(f"{_place(image)}: the network's results are not finite: use another checkpoint")
         areas = np.bincount(label.ravel(), minlength=1 + len(self.class_names)) / label.size
@@ -173,22 +167,14 @@ class Predictor:
             raise UserError(f"{what}, need uint8 RGB pixels (H, W, 3): convert it")
         return "image", rgb
 
-    @torch.inference_mode()
     def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
         """Probabilities (G, H, W)."""
         factor = min(self.protocol.scales)
         if self.protocol.long_side is not None:
             factor *= self.protocol.long_side / max(rgb.shape[:2])
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
-        with torch.autocast(self.device.type, enabled=False):
-            probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
+        probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
         return probabilities[0, :, : rgb.shape[0], : rgb.shape[1]]
-
-    @torch.inference_mode()
-    def _classify(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Scores (C,)."""
-        with torch.autocast(self.device.type, enabled=False):
-            return self.method.classify(self._normalise(rgb, 1.0))[0].sigmoid().cpu().numpy()
 
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
@@ -228,7 +214,6 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu or cuda") from error
 
 
-@torch.inference_mode()
 def _best(probabilities: Tensor, labels: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:
     """The most probable label (H, W) at ``size``; enlarged class by class, which needs two maps of memory."""
     best = resize_maps(probabilities[:1], size)[0]

@@ -67,16 +67,10 @@ def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
 def segment_in_tiles(
     segment: Callable[[Tensor], Tensor], image: Tensor, tile: int, overlap: int, grid: Grid
 ) -> Tensor:
-    """Logits (B, K, h, w), float32, of an image (B, 3, H, W), made tile by tile.
+    """Logits (B, K, h, w), float32, of a normalised image (B, 3, H, W), made tile by tile.
 
-    They are those of the whole image for a network that sees no farther than a quarter of the overlap.
-
-    Args:
-        segment: Normalised image to logits, one for ``grid.reduction`` pixels a side.
-        image: Normalised.
-        tile: Side of a tile in pixels, a multiple of ``grid.alignment``.
-        overlap: Least overlap of neighbours in pixels.
-        grid: Of the network.
+    They are those of the whole image for a network that sees no farther than a quarter of the overlap. Tile
+    and overlap are those of `lay_spans`.
     """
     rows, columns = (lay_spans(length, tile, overlap, grid) for length in image.shape[-2:])
     sides = [math.ceil(length / grid.reduction) for length in image.shape[-2:]]
@@ -106,12 +100,8 @@ class TiledNet:
 
     def __init__(
         self,
-        net: Segmenter,
-        grid: Grid,
-        tile: int | None,
-        overlap: int,
-        channels: Sequence[int] | None = None,
-    ):
+        net: Segmenter, grid: Grid, tile: int | None, overlap: int, channels: Sequence[int] | None = None,
+    ):  # fmt: skip
         assert tile is None or 0 <= overlap < tile
         self.net, self.grid, self.overlap = net, grid, overlap
         self.tile = None if tile is None else math.ceil(tile / grid.alignment) * grid.alignment

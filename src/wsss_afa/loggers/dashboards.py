@@ -114,8 +114,10 @@ class TensorBoardScreen(Screen):
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """Show a table in Markdown."""
-        lines = [columns, ["---"] * len(columns), *rows]
-        text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+        texts = [
+            ["" if x is None else f"{x:.1f}" if isinstance(x, float) else str(x) for x in row] for row in rows
+        ]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *texts))
         self.logger.experiment.add_text(name, text, step)
 
 
@@ -139,7 +141,3 @@ def tell(trainer: L.Trainer, show: Callable[[Screen], None]) -> None:
 def step_of(trainer: L.Trainer) -> int:
     """The step that Lightning logs a validation under: that of the last update, from 0."""
     return max(0, trainer.global_step - 1)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -23,8 +23,7 @@ from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import IGNORE_INDEX, Activation, Backbone, Batch, Evaluation, Interpretation, Phase
 
-RECIPE_KEY = "wsss_afa"
-"""Where in a checkpoint its recipe lies."""
+RECIPE_KEY = "wsss_afa"  # where in a checkpoint its recipe lies
 
 
 class Network(Protocol):
@@ -118,12 +117,7 @@ class Method(L.LightningModule):
         """Scores that labels are made of: for each background score (B, G, H, W), at least 0.
 
         Channels are background and the image's own classes, as `ops.labels.own_classes` has them; filling
-        is 0.
-
-        Args:
-            batch: ``image``, ``class_label`` and ``valid_box`` are read.
-            source: one of `sources`.
-            backgrounds: scores of the background, in [0, 1].
+        is 0. Of the batch ``image``, ``class_label`` and ``valid_box`` are read; source is one of `sources`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no source {source}")
 
@@ -159,15 +153,17 @@ class Method(L.LightningModule):
         """The weighted sum of the losses of this step."""
         terms = self.losses(batch, self.global_step)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        self._log_terms(terms, total)
+        groups = self.trainer.optimizers[0].param_groups
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log("lr", groups[0]["lr"], prog_bar=True, logger=False)
+        if self.is_logged():
+            self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
         return total + self._idle()
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score segmentation and every other label; return the labels (B, H, W) by source.
-
-        Without a mask the classification alone is scored, and the segmentation's labels alone returned.
-        """
+        """Score labels (B, H, W), the segmentation's alone without masks, and return them by source."""
         found = self.evaluate(batch)
         probabilities = self.protocol.probabilities(self, batch["image"], found.seg_logits)
         labels = {"seg": probabilities.max(1).indices}
@@ -244,14 +240,6 @@ class Method(L.LightningModule):
         kinds = self.parameter_kinds()
         return 0.0 * torch.stack([each.sum() for each in (*kinds["decoder"], *kinds["head"])]).sum()
 
-    def _log_terms(self, terms: Mapping[str, Tensor], total: Tensor) -> None:
-        self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
-        groups = self.trainer.optimizers[0].param_groups
-        self.log("lr", groups[0]["lr"], prog_bar=True, logger=False)
-        if self.is_logged():
-            self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
-
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:
     """Whether the values of a step (counted from 0) go to the loggers."""
@@ -260,11 +248,7 @@ def is_logged(trainer: L.Trainer, step: int) -> bool:
 
 
 def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
-    """Sort the trained parameters: encoder, norm (the encoder's), head (all else), decoder.
-
-    Args:
-        net: has a ``backbone``, and may have a ``decoder``.
-    """
+    """Sort the trained parameters: encoder, norm (both of ``backbone``), head (all else), ``decoder``."""
     kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
     for name, parameter in net.named_parameters():
         part = name.partition(".")[0]

@@ -98,10 +98,8 @@ def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
         shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
         problems.append(f"{len(reshaped)} of another shape ({shapes})")
     if problems:
-        raise UserError(
-            f"the weights are not this variant's: {', '.join(problems)}; choose the variant that the weights "
-            "belong to, or other weights"
-        )
+        what = f"the weights are not this variant's: {', '.join(problems)}"
+        raise UserError(f"{what}; choose the variant that the weights belong to, or other weights")
     return dict(state)
 
 
@@ -141,8 +139,20 @@ def read_weights(source: str) -> dict[str, Tensor]:
         UserError: there is no such file, it cannot be fetched, or it is no checkpoint.
     """
     path = _locate(source)
-    own = path == Path(source).expanduser()
-    return _read_file(path, source if own else f"{source} (kept as {path})")
+    name = source if path == Path(source).expanduser() else f"{source} (kept as {path})"
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
+        raise UserError(
+            f"{name}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
+            "torch.save or safetensors wrote: delete the file and fetch it again, or set pretrained=null"
+        ) from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"{name}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by "
+            "name, alone or under 'state_dict' or 'model': save model.state_dict()"
+        )
+    return dict(state)
 
 
 def weights_sha256(source: str) -> str:
@@ -160,22 +170,6 @@ def _locate(source: str) -> Path:
     if _HUB_ID.fullmatch(source) and path.suffix not in _FILE_TYPES:
         return _from_hub(source)
     raise UserError(f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, {null}")
-
-
-def _read_file(path: Path, source: str) -> dict[str, Tensor]:
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
-        raise UserError(
-            f"{source}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
-            "torch.save or safetensors wrote: delete the file and fetch it again, or set pretrained=null"
-        ) from error
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{source}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by "
-            "name, alone or under 'state_dict' or 'model': save model.state_dict()"
-        )
-    return dict(state)
 
 
 def _from_hub(source: str) -> Path:

@@ -98,14 +98,10 @@ class DenseCRF(nn.Module):
 
     def __init__(
         self,
-        num_iter: int = 10,
-        gaussian_sxy: float = 3.0,
-        gaussian_compat: float = 3.0,
-        bilateral_sxy: float = 64.0,
-        bilateral_srgb: float = 5.0,
-        bilateral_compat: float = 4.0,
+        num_iter: int = 10, gaussian_sxy: float = 3.0, gaussian_compat: float = 3.0,
+        bilateral_sxy: float = 64.0, bilateral_srgb: float = 5.0, bilateral_compat: float = 4.0,
         kernel: str = "lattice",
-    ):
+    ):  # fmt: skip
         super().__init__()
         if kernel not in _KERNELS:
             raise UserError(f"kernel={kernel}: need one of {', '.join(_KERNELS)}")

@@ -43,15 +43,10 @@ class MultiScaleSegmentation(nn.Module):
 
     def __init__(
         self,
-        name: str = "plain",
-        scales: Sequence[float] = (1.0,),
-        mirror: bool = False,
-        fusion: str = "max",
-        long_side: int | None = None,
-        crf: DenseCRF | None = None,
-        mean: Sequence[float] = MEAN,
+        name: str = "plain", scales: Sequence[float] = (1.0,), mirror: bool = False, fusion: str = "max",
+        long_side: int | None = None, crf: DenseCRF | None = None, mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if not scales or min(scales) <= 0:
             given = f"protocol.scales={list(scales)}"

@@ -118,11 +118,8 @@ def _simplices(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A simplex has one vertex of each remainder. From that of remainder 0, the lattice point nearest by
     coordinates, a step along one axis leads to that of remainder 1, and so on to d. The axes take turns 1 … d
     in the order of their coordinate's distance from the first vertex, smallest first; the largest, turn 0, is
-    left out.
-
-    Returns:
-        The first vertex in units of d + 1, (d + 1, N); the turn of each axis, (d + 1, N) int64; the
-        barycentric weights of the vertices in the order of the walk, (d + 1, N).
+    left out. Returned are, each (d + 1, N), the first vertex in units of d + 1, the turn of each axis, int64,
+    and the barycentric weights of the vertices in the order of the walk.
     """
     size = len(position)
     first = position.round()
@@ -148,12 +145,7 @@ def _rank(values: Tensor) -> Tensor:
 
 
 def _vertices(first: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the vertices of all simplices.
-
-    Returns:
-        Codes of the vertices in the order of the walk, (d + 1, N), and what a step along each axis adds to a
-        code, (d + 1).
-    """
+    """Codes (d + 1, N) of the vertices in the order of the walk, and what a step along each axis adds."""
     differences = first.diff(dim=0)  # (d, N)
     low = differences.amin(1, keepdim=True) - _MARGIN
     extents = [int(extent) + 1 for extent in (differences.amax(1) + _MARGIN - low[:, 0]).tolist()]

@@ -56,31 +56,15 @@ class AFA(Method):
 
     def __init__(
         self,
-        backbone: FeatureBackbone,
-        num_classes: int,
-        cam: MultiScaleCAM,
-        refine: PixelAdaptiveRefinement,
-        propagate: RandomWalkPropagation,
-        classification: ClassificationLoss,
-        affinity: AffinityLoss,
-        dense_energy: DenseEnergyLoss,
-        phases: Mapping[str, int],
-        weights: Mapping[str, float],
-        labels: str = "afa",
-        decoder_dim: int = 256,
-        pool_top_k: int | None = 1,
-        affinity_gain: float = 1.0,
-        low: float = 0.35,
-        high: float = 0.55,
-        eval_threshold: float = 0.45,
-        affinity_radius: int = 8,
-        affinity_from_propagated: bool = False,
-        reuse_training_pass: bool = True,
-        downscale: int = 2,
-        raw_attention: bool = False,
-        normalize_propagated: bool = False,
-        shared_counts: bool = True,
-    ):
+        backbone: FeatureBackbone, num_classes: int,
+        cam: MultiScaleCAM, refine: PixelAdaptiveRefinement, propagate: RandomWalkPropagation,
+        classification: ClassificationLoss, affinity: AffinityLoss, dense_energy: DenseEnergyLoss,
+        phases: Mapping[str, int], weights: Mapping[str, float], labels: str = "afa",
+        decoder_dim: int = 256, pool_top_k: int | None = 1, affinity_gain: float = 1.0,
+        low: float = 0.35, high: float = 0.55, eval_threshold: float = 0.45, affinity_radius: int = 8,
+        affinity_from_propagated: bool = False, reuse_training_pass: bool = True, downscale: int = 2,
+        raw_attention: bool = False, normalize_propagated: bool = False, shared_counts: bool = True,
+    ):  # fmt: skip
         net = AFANet(backbone, num_classes, decoder_dim, pool_top_k, affinity_gain)
         super().__init__(net, num_classes, phases, weights)
         self.cam, self.one_scale_cam = cam, MultiScaleCAM(scales=(1.0,), mirror=False)

@@ -77,12 +77,9 @@ class AFANet(nn.Module):
 
     def __init__(
         self,
-        backbone: FeatureBackbone,
-        num_classes: int,
-        decoder_dim: int = 256,
-        pool_top_k: int | None = 1,
+        backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256, pool_top_k: int | None = 1,
         affinity_gain: float = 1.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")

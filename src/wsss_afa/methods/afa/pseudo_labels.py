@@ -62,22 +62,12 @@ class PseudoLabeler(nn.Module):
 
     def __init__(
         self,
-        cam: MultiScaleCAM,
-        refine: PixelAdaptiveRefinement,
-        propagate: RandomWalkPropagation,
-        labels: str = "afa",
-        low: float = 0.35,
-        high: float = 0.55,
-        eval_threshold: float = 0.45,
-        affinity_radius: int = 8,
-        affinity_from_propagated: bool = False,
-        reuse_training_pass: bool = True,
-        downscale: int = 2,
-        raw_attention: bool = False,
-        normalize_propagated: bool = False,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-    ):
+        cam: MultiScaleCAM, refine: PixelAdaptiveRefinement, propagate: RandomWalkPropagation,
+        labels: str = "afa", low: float = 0.35, high: float = 0.55, eval_threshold: float = 0.45,
+        affinity_radius: int = 8, affinity_from_propagated: bool = False, reuse_training_pass: bool = True,
+        downscale: int = 2, raw_attention: bool = False, normalize_propagated: bool = False,
+        mean: Sequence[float] = MEAN, std: Sequence[float] = STD,
+    ):  # fmt: skip
         super().__init__()
         if labels not in LABELS:
             raise UserError(f"method.labels={labels} is not known; need {', '.join(LABELS)}")
@@ -193,11 +183,9 @@ class PseudoLabeler(nn.Module):
 
     def propagated_maps(
         self,
-        activation: Activation,
-        affinity: Tensor,
-        classes: OwnClasses,
+        activation: Activation, affinity: Tensor, classes: OwnClasses,
         backgrounds: Sequence[float] | None = None,
-    ) -> list[Tensor]:
+    ) -> list[Tensor]:  # fmt: skip
         """Scores of each background score after the random walk, each (B, G, h, w).
 
         ``backgrounds`` are low and high unless others are given.

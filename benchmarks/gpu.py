@@ -478,7 +478,7 @@ def measure_steps(size: Size, device: torch.device, case: Case) -> dict[str, Any
     for phase in watch.phases:
         if "busy" in phase and "seconds" in phase:
             phase["idle"] = max(0.0, 1 - phase["busy"] / phase["seconds"])
-    assert trainer.global_step == steps  # noqa: S101
+    assert trainer.global_step == steps
     counters = torch._dynamo.utils.counters
     return {
         "phases": watch.phases,

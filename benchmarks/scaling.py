@@ -1,9 +1,9 @@
-"""How a third-phase step grows with crop, batch and classes, in time and in memory.
+"""How a step of the last phase grows with crop, batch and classes, in time and in memory.
 
     python benchmarks/scaling.py --threads 1 --cpu-time --crop 512 256 384 768 --batch 2 1 4
 
-The first value of each is what the others are compared with, and what holds while another setting varies.
-Steps of all settings run in turn. Memory is that of a process of its own, above that of the loaded network.
+The others are compared with the first value of each, which also holds while another setting varies. Memory is
+that of a process of its own, above that of the loaded network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from timing import arguments, build, measure, print_table, third_phase
+from timing import arguments, build, measure, print_table, step_of
 
 SIZES = {"crop": [512, 256, 384, 768], "batch": [2, 1, 4], "classes": [20, 80, 320]}
 """Values by setting, the one to compare with first."""
@@ -41,8 +41,7 @@ def peak_memory(device: str) -> float:
 def memory_of(options: Namespace, sizes: dict[str, int]) -> float:
     """GiB that two steps need above the loaded network."""
     torch.set_num_threads(options.threads)
-    run = third_phase(build(options, **sizes))
-    before = peak_memory(options.device)
+    run, before = step_of(build(options, **sizes)), peak_memory(options.device)
     run(), run()
     return peak_memory(options.device) - before
 
@@ -61,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(words)
     settings = list(variations(options))
     memory = [memory_apart(options, sizes) for _, sizes in settings]
-    runs = {str(index): third_phase(build(options, **sizes)) for index, (_, sizes) in enumerate(settings)}
+    runs = {str(index): step_of(build(options, **sizes)) for index, (_, sizes) in enumerate(settings)}
     seconds = list(measure(runs, options).values())
     rows = []
     for (name, sizes), time, gib in zip(settings, seconds, memory, strict=True):
@@ -69,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
         power = f"{math.log(time / seconds[0], sizes[name] / settings[0][1][name]):.2f}" if name else ""
         ratios = [f"{time / seconds[0]:.2f}", power, f"{gib:.2f}", f"{gib / memory[0]:.2f}"]
         rows.append([text, f"{time:.3f}", *ratios])
-    print_table("a third-phase step", ["setting", "s", "×", "power", "GiB", "×"], rows)
+    print_table("a step of the last phase", ["setting", "s", "×", "power", "GiB", "×"], rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the benchmarks share: a network with noise to train on, and a clock that runs everything in turn."""
+"""What the benchmarks share: a method with noise to train on, and a clock that runs everything in turn."""
 
 from __future__ import annotations
 
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import torch
@@ -14,22 +14,13 @@ from torch.optim import Optimizer
 from torch.utils.benchmark import Measurement, Timer
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.methods.afa.network import AFANet, parameter_kinds
-from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.methods import recipe
+from wsss_afa.methods.base import Method
+from wsss_afa.train import make_recipe
 from wsss_afa.types import Batch
 
 Run = Callable[[], Any]
-
-
-class Setting(NamedTuple):
-    """All that a training step needs."""
-
-    net: AFANet
-    labeler: PseudoLabeler
-    loss: AFALoss
-    optimizer: Optimizer
-    batch: Batch
+Setting = tuple[Method, Optimizer, Batch]
 
 
 def arguments(description: str | None) -> ArgumentParser:
@@ -45,43 +36,37 @@ def arguments(description: str | None) -> ArgumentParser:
     return parser
 
 
-def build(options: Namespace, crop: int, batch: int, classes: int, device: str | None = None) -> Setting:
-    """A network with random weights, which take as long as others, and a batch of noise for it."""
+def build(options: Namespace, crop: int, batch: int, classes: int) -> Setting:
+    """A method with random weights, which take as long as others, and a batch of noise for it."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        cfg = hydra.compose("train", ["model.backbone.pretrained=null", *options.overrides])
-    device = device or options.device
-    net: AFANet = instantiate(cfg.model, num_classes=classes).to(device)
+        cfg = hydra.compose("train", ["backbone.pretrained=null", *options.overrides])
+    method = recipe.build(make_recipe(cfg, tuple(map(str, range(classes)))), trust=None).to(options.device)
     if options.compile:
-        net.backbone.compile()
-        net.decoder.compile()
-    optimizer, _ = instantiate(cfg.optim)(parameter_kinds(net))
-    labeler: PseudoLabeler = instantiate(cfg.pseudo_label).to(device)
-    return Setting(net, labeler, instantiate(cfg.loss), optimizer, noise(crop, batch, classes, device))
+        method.compile_network()
+    optimizer, _ = instantiate(cfg.optim)(method.parameter_kinds())
+    return method, optimizer, noise(crop, batch, classes, options.device)
 
 
 def noise(crop: int, batch: int, classes: int, device: str) -> Batch:
     """Images of noise with two tags each, or one where the classes allow no more, and a box with a margin."""
-    tags = torch.zeros(batch, classes)
-    for row in range(batch):
-        tags[row, torch.randperm(classes)[:2]] = 1.0
-    margin = crop // 16
+    tags = torch.zeros(batch, classes).scatter(1, torch.rand(batch, classes).argsort(1)[:, :2], 1.0)
     return {
         "image": torch.randn(batch, 3, crop, crop, device=device),
         "class_label": tags.to(device),
-        "valid_box": torch.tensor([[margin, crop - margin, 0, crop]] * batch, device=device),
+        "valid_box": torch.tensor([[crop // 16, crop - crop // 16, 0, crop]] * batch, device=device),
         "name": [""] * batch,
     }
 
 
-def third_phase(setting: Setting, step: int | None = None) -> Run:
-    """A whole step with labels, of the third phase unless another step is given."""
-    net, labeler, loss, optimizer, batch = setting
-    at = labeler.propagation_step + 1 if step is None else step
+def step_of(setting: Setting, first: int | None = None) -> Run:
+    """A whole step of the phase that begins at step ``first``; of the last phase where none is given."""
+    method, optimizer, batch = setting
+    at = method.phases[-1].first if first is None else first
 
     def run() -> None:
         optimizer.zero_grad()
-        output = net(batch["image"])
-        loss(output, batch, labeler(net, batch, output, at))["total"].backward()
+        terms = method.losses(batch, at)
+        torch.stack([method.weights[name] * term for name, term in terms.items()]).sum().backward()
         optimizer.step()
 
     return run
@@ -90,9 +75,8 @@ def third_phase(setting: Setting, step: int | None = None) -> Run:
 def measure(parts: Mapping[str, Run], options: Namespace) -> dict[str, float]:
     """Median seconds of every part; all run in turn, round after round, each warmed up by one run."""
     own = {"timer": time.process_time} if options.cpu_time else {}
-    cast = torch.autocast(
-        options.device, getattr(torch, options.precision), enabled=options.precision != "float32"
-    )
+    precision = getattr(torch, options.precision)
+    cast = torch.autocast(options.device, precision, enabled=precision != torch.float32)
     timers = {
         name: Timer("run()", globals={"run": cast(run)}, num_threads=options.threads, **own)
         for name, run in parts.items()

@@ -5,6 +5,8 @@ import sys
 import pytest
 import torch
 
+from untrained import save, scene_recipe, untrained
+
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other
 
 
@@ -22,3 +24,9 @@ def run(monkeypatch, capsys):
         return 0, capsys.readouterr().out
 
     return program
+
+
+@pytest.fixture(scope="session")
+def afa_checkpoint(tmp_path_factory):
+    """AFA of random weights for the three classes of `untrained.CLASSES`; its labels have several of them."""
+    return save(untrained(scene_recipe()), tmp_path_factory.mktemp("afa") / "best.ckpt")

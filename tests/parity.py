@@ -24,21 +24,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.methods.afa.network import AFANet, parameter_kinds
-from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
+from wsss_afa.losses.affinity import AffinityLoss
+from wsss_afa.losses.classification import ClassificationLoss
+from wsss_afa.losses.dense_energy import DenseEnergyLoss
+from wsss_afa.losses.segmentation import balanced_cross_entropy
+from wsss_afa.methods.afa.method import AFA
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.methods.afa.released import rename_afa
 from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.models.backbones.mix_transformer import MixTransformer, attention_logits
-from wsss_afa.models.weights import rename_afa
 from wsss_afa.ops.affinity import radius_mask
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.ops.labels import cam_label, ignore_outside, own_classes
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.types import AffinityTokens, Batch, PseudoLabels
+from wsss_afa.types import AffinityTokens, Batch
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 REAL, LOSS, TRAINED, LABELS = 1e-5, 1e-4, 1e-4, 1e-3
 
 
@@ -69,8 +71,8 @@ def labels(name: str, ours: Tensor, theirs: np.ndarray) -> Row:
     return Row(name, (ours.long() != expected).double().mean().item(), LABELS)
 
 
-def build(meta: dict[str, Any], state: dict[str, Tensor]) -> tuple[AFANet, PseudoLabeler]:
-    """The network with the file's weights, and the labeler with its settings."""
+def build(meta: dict[str, Any], state: dict[str, Tensor]) -> AFA:
+    """The method with the file's weights and settings, propagating from the first step on."""
     backbone = MixTransformer(
         embed_dims=meta["embed_dims"],
         depths=meta["depths"],
@@ -80,24 +82,27 @@ def build(meta: dict[str, Any], state: dict[str, Tensor]) -> tuple[AFANet, Pseud
         strides=meta["strides"],
         drop_path_rate=0.0,
     )
-    net = AFANet(backbone, num_classes=meta["num_classes"] - 1, decoder_dim=meta["decoder_dim"])
-    net.load_state_dict(rename_afa(state))
-    net.decoder.dropout.p = 0.0
-    labeler = PseudoLabeler(
+    method = AFA(
+        backbone,
+        num_classes=meta["num_classes"] - 1,
         cam=MultiScaleCAM(meta["scales"]),
         refine=PixelAdaptiveRefinement(meta["par_iter"], meta["dilations"]),
         propagate=RandomWalkPropagation(meta["radius"]),
-        mean=MEAN,
-        std=STD,
+        classification=ClassificationLoss(),
+        affinity=AffinityLoss(),
+        dense_energy=DenseEnergyLoss(),
+        phases={"propagation": 0},
+        weights={"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
+        decoder_dim=meta["decoder_dim"],
         low=meta["low_thre"],
         high=meta["high_thre"],
         eval_threshold=meta["bkg_score"],
-        start_step=-1,
-        propagation_step=-1,
         affinity_radius=meta["radius"],
         affinity_from_propagated=meta.get("coco", False),
     )
-    return net, labeler
+    method.net.load_state_dict(rename_afa(state))
+    method.net.decoder.dropout.p = 0.0
+    return method
 
 
 def spread(maps: Tensor, ids: Tensor, present: Tensor, num_outputs: int) -> Tensor:
@@ -111,7 +116,7 @@ def compare_step(file: dict[str, np.ndarray]) -> Iterator[Row]:
     """Rows of a training-step file."""
     meta = json.loads(str(file["meta"]))
     state = {k[len("state/") :]: torch.from_numpy(v) for k, v in file.items() if k.startswith("state/")}
-    net, labeler = build(meta, state)
+    method = build(meta, state)
     batch: Batch = {
         "image": torch.from_numpy(file["in/image"]),
         "class_label": torch.from_numpy(file["in/class_labels"]),
@@ -121,9 +126,9 @@ def compare_step(file: dict[str, np.ndarray]) -> Iterator[Row]:
     out = {k[len("out/") :]: v for k, v in file.items() if k.startswith("out/")}
     seen: set[str] = set()
     for row in chain(
-        _evaluation_mode(net, batch, out),
-        _training_mode(net, labeler, batch, out, meta),
-        _step(net, labeler, batch, file),
+        _evaluation_mode(method.net, batch, out),
+        _training_mode(method, batch, out, meta),
+        _step(method, batch, file),
     ):
         seen.add(row.name)
         yield row
@@ -146,8 +151,9 @@ def _evaluation_mode(net: AFANet, batch: Batch, out: dict[str, np.ndarray]) -> I
 
 
 def _training_mode(
-    net: AFANet, labeler: PseudoLabeler, batch: Batch, out: dict[str, np.ndarray], meta: dict[str, Any]
+    method: AFA, batch: Batch, out: dict[str, np.ndarray], meta: dict[str, Any]
 ) -> Iterator[Row]:
+    net, labeler, refined = method.net, method.labeler, method.labeler.refined
     image, tags, box = batch["image"], batch["class_label"], batch["valid_box"]
     net.train()
     with torch.no_grad():
@@ -156,11 +162,11 @@ def _training_mode(
         affinity = net.affinity_head(activation.tokens)
         mirrored = net.affinity_head(_mirrored_tokens(net, image, max(meta["scales"])))
         classes = own_classes(tags)
-        rgb = to_rgb(image, labeler.mean, labeler.std)
+        rgb = to_rgb(image, method.mean, method.std)
         propagated = labeler.propagated_maps(activation, affinity, classes)
-        refined = labeler.refine_in_box(rgb, propagated, box)
-        par_label = labeler.label(labeler.refined_maps(rgb, activation.cam, classes), classes, box)
-        made = labeler(net, batch, result, step=0)
+        refined_affinity_cam = refined.maps_in_box(rgb, propagated, box)
+        par_label = refined(rgb, activation.cam, classes, box)
+        made = labeler(net, batch, result, propagating=True)
     grid, large = result.activation.tokens.grid, activation.tokens.grid
     assert made.segmentation is not None
     assert made.affinity is not None
@@ -170,11 +176,11 @@ def _training_mode(
         "cam": activation.cam,
         "affinity_large": torch.cat([affinity, mirrored]),
     }
-    for name, maps in (("propagated", propagated), ("refined_affinity_cam", refined)):
+    for name, maps in (("propagated", propagated), ("refined_affinity_cam", refined_affinity_cam)):
         for level, values in zip(("low", "high"), maps, strict=True):
             reals[f"{name}_{level}"] = spread(values, *classes, meta["num_classes"])
     label_maps = {
-        "cam_label": ignore_outside(cam_label(activation.cam, tags, labeler.low, labeler.high), box),
+        "cam_label": ignore_outside(cam_label(activation.cam, tags, *refined.backgrounds), box),
         "pseudo_label_par": par_label,
         "pseudo_label_affinity": made.segmentation,
         "radius_mask": radius_mask(*grid, meta["radius"]),
@@ -191,21 +197,21 @@ def _mirrored_tokens(net: AFANet, image: Tensor, scale: float) -> AffinityTokens
     return net.activate(scaled.flip(-1)).tokens
 
 
-def _step(net: AFANet, labeler: PseudoLabeler, batch: Batch, file: dict[str, np.ndarray]) -> Iterator[Row]:
+def _step(method: AFA, batch: Batch, file: dict[str, np.ndarray]) -> Iterator[Row]:
     """Losses and gradients of the first step, then as many optimiser steps as the file has."""
     meta = json.loads(str(file["meta"]))
     recipe = AdamWPoly(max_steps=meta["max_iter"], lr=meta["lr"], warmup_steps=meta["warmup"])
-    optimizer, scheduler = recipe(parameter_kinds(net))
+    optimizer, scheduler = recipe(method.parameter_kinds())
     expected = file.get("out/trajectory")
     trajectory: list[list[float]] = []
     for step in range(1 if expected is None else len(expected)):
-        values, total = _losses(net, labeler, batch)
+        values, total = _losses(method, batch)
         optimizer.zero_grad()
         total.backward()
         if step == 0:
             if "out/losses" in file:
                 yield Row("out/losses", _relative(values, file["out/losses"]), LOSS)
-            yield from _gradient_norms(net, file)
+            yield from _gradient_norms(method.net, file)
         trajectory.append([*values, optimizer.param_groups[0]["lr"]])
         optimizer.step()
         scheduler.step()
@@ -213,27 +219,25 @@ def _step(net: AFANet, labeler: PseudoLabeler, batch: Batch, file: dict[str, np.
         yield Row("out/trajectory", _relative(trajectory, expected), TRAINED)
         moved = {id(p): sum(recipe.schedule(t) for t in range(len(expected))) * group["initial_lr"]
                  for group in optimizer.param_groups for p in group["params"]}  # fmt: skip
-        yield from _final_norms(net, file, moved)
+        yield from _final_norms(method.net, file, moved)
 
 
 def _relative(ours: object, theirs: np.ndarray) -> float:
     return float(np.abs(np.array(ours) / theirs - 1).max())
 
 
-def _losses(net: AFANet, labeler: PseudoLabeler, batch: Batch) -> tuple[list[float], Tensor]:
+def _losses(method: AFA, batch: Batch) -> tuple[list[float], Tensor]:
     """L_cls, L_seg with the PAR label, L_seg with the propagated label, L_aff, total; and the total."""
-    criterion = AFALoss()
-    output = net(batch["image"])
-    terms = criterion(output, batch, labeler(net, batch, output, step=0))
+    terms = method.losses(batch, step=0)
+    total = torch.stack([method.weights[name] * term for name, term in terms.items()]).sum()
     with torch.no_grad():
-        activation = labeler.cam(net, batch["image"], output.activation)
-        classes = own_classes(batch["class_label"])
-        rgb = to_rgb(batch["image"], labeler.mean, labeler.std)
-        maps = labeler.refined_maps(rgb, activation.cam, classes)
-        par = PseudoLabels(segmentation=labeler.label(maps, classes, batch["valid_box"]))
-        with_par = criterion(output, batch, par)
-    values = [terms["cls"], with_par["seg"], terms["seg"], terms["aff"], terms["total"]]
-    return [value.item() for value in values], terms["total"]
+        output = method.net(batch["image"])
+        activation = method.cam(method.net, batch["image"], output.activation)
+        classes, rgb = own_classes(batch["class_label"]), to_rgb(batch["image"], method.mean, method.std)
+        label = method.labeler.refined(rgb, activation.cam, classes, batch["valid_box"])
+        with_par = balanced_cross_entropy(output.seg_logits, label)
+    values = [terms["cls"], with_par, terms["seg"], terms["aff"], total]
+    return [value.item() for value in values], total
 
 
 def _gradient_norms(net: AFANet, file: dict[str, np.ndarray]) -> Iterator[Row]:

@@ -36,10 +36,10 @@ SMALL = [
     "data.num_classes=3",
     "data.val_images=3",
     "data.batch_size=4",
-    "model.decoder_dim=16",
-    "model.backbone.drop_path_rate=0.1",
-    "pseudo_label.start_step=4",
-    "pseudo_label.propagation_step=10",
+    "method.decoder_dim=16",
+    "backbone.drop_path_rate=0.1",
+    "method.phases.segmentation=5",
+    "method.phases.propagation=11",
     "trainer.max_steps=16",
     "trainer.val_check_interval=6",
     "trainer.accelerator=cpu",
@@ -47,8 +47,9 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.num_images=0",
     "callbacks.steps.every_n_steps=4",
+    "data.train_images=40",
 ]
-"""A run of a second that goes through all three phases: labels from step 4 on, propagated from step 10."""
+"""A run of a second that goes through all three phases: labels from step 5 on, propagated from step 11."""
 
 
 _SERVER = multiprocessing.get_context("forkserver")  # imports once, and forks before torch has any threads

@@ -1,4 +1,4 @@
-"""The documentation is true: commands compose, settings exist and are explained, examples run, links lead."""
+"""The documentation is true: commands compose, what it names exists, examples run, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from page_files import ADDING_A_METHOD, write_files
 from wsss_afa.cli.config_dir import CONFIG_DIR
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 GENERATOR = ROOT / "docs" / "generator"
+PACKAGE = ROOT / "src" / "wsss_afa"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone, too
+GROUPS = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
 PROGRAMS = {path.stem for path in CONF.glob("*.yaml")}
+PLACES = ("data.root=", "ckpt=", "out=", "source=", "labels=", "runs=", "hydra.run.dir=", "hydra.sweep.dir=")
 OPTIONAL = {"optuna": "hydra_plugins.hydra_optuna_sweeper"}
 pytestmark = pytest.mark.skipif(not GENERATOR.is_dir(), reason="no docs/ beside the tests")
 
@@ -82,13 +87,15 @@ def test_every_setting_is_listed_with_its_default_and_a_meaning(generator, name)
 
 
 def test_defaults_are_as_written_and_meanings_are_the_comments(generator):
-    rows = rows_of(generator["settings"].read(CONF / "pseudo_label" / "afa.yaml"))
+    rows = rows_of(generator["settings"].read(CONF / "method" / "afa.yaml"))
     assert rows["cam.scales"].default == "[1.0, 0.5, 1.5]"
-    assert rows["low"] == ("low", "0.35", "β_l")
-    assert "scale" in rows["cam.scales"].meaning or "factors" in rows["cam.scales"].meaning  # the docstring's
-    inherited = rows_of(generator["settings"].read(CONF / "pseudo_label" / "par.yaml"))
-    assert inherited["stage"].default == "par"
-    assert inherited["stage"].meaning == rows["stage"].meaning
+    assert rows["low"] == ("low", "0.35", "β_l: scores up to here are background")
+    base = rows_of(generator["settings"].read(CONF / "backbone" / "timm_vit.yaml"))
+    inherited = rows_of(generator["settings"].read(CONF / "backbone" / "deit_base.yaml"))
+    assert inherited["positions"].default == "bicubic"
+    assert inherited["positions"].meaning == base["positions"].meaning  # of the file that it starts from
+    pictures = rows_of(generator["settings"].read(CONF / "callbacks" / "default.yaml"))["pictures.num_images"]
+    assert pictures.meaning == "rows of the picture; 0 draws none."  # the docstring's
 
 
 def test_the_pages_hold_every_file(generator):
@@ -96,8 +103,10 @@ def test_the_pages_hold_every_file(generator):
     for name in FILES:
         group, _, stem = name.removesuffix(".yaml").rpartition("/")
         assert (f"### {group}={stem}\n" in groups) if group else (f"## {stem}\n" in programs)
-    assert "| `pseudo_label.refine.num_iter` | `10` |" in groups
-    assert "| `model.backbone.variant` | `b1` |" in groups
+    assert "| `method.refine.num_iter` | `10` |" in groups
+    assert "| `backbone.variant` | `b1` |" in groups
+    index = generator["pages"].module_index()
+    assert not [name for name in generator["pages"].modules() if f"[`{name}`]" not in index]
     experiments = generator["pages"].experiments()
     for path in [*CONF.glob("experiment/*.yaml"), *CONF.glob("sweep/**/*.yaml")]:
         assert path.read_text(encoding="utf-8").partition("\n")[2].strip() in experiments, path.name
@@ -111,43 +120,152 @@ def known_names(generator):
     return {owner for name in listed | whole for owner in with_owners(name)}
 
 
+def comments(path):
+    """The comments of a YAML file."""
+    return "\n".join(re.findall(r"#.*", path.read_text(encoding="utf-8")))
+
+
 def test_settings_that_pages_name_exist(generator):
-    known, groups = known_names(generator), {path.name for path in CONF.iterdir() if path.is_dir()}
-    named = {
-        (page.name, match)
-        for page in PAGES
-        for match in re.findall(r"`[+']*((?:[a-z_]+\.)+[a-z_0-9]+)(?=[=`])", page.read_text(encoding="utf-8"))
-        if match.split(".")[0] in groups - {"hydra"}
+    known = known_names(generator)
+    name = r"[+']*((?:[a-z_]+\.)+[a-z_0-9]+)(?=[=`.,:;) ]|$)"
+    texts = {
+        page.name: "\n".join(re.findall(r"`[^`\n]+`", page.read_text(encoding="utf-8"))) for page in TODAY
     }
-    assert len(named) > 50
+    texts |= {path.name: comments(path) for path in CONF.rglob("*.yaml")}
+    named = {
+        (page, match)
+        for page, text in texts.items()
+        for match in re.findall(rf"(?:^|[` (]){name}", text, re.MULTILINE)
+        if match.split(".")[0] in GROUPS - {"hydra"} and not match.endswith((".py", ".yaml", ".md"))
+    }
+    assert len(named) > 100
     assert not [pair for pair in sorted(named) if pair[1] not in known]
+
+
+def test_files_of_groups_that_pages_choose_exist():
+    named = {
+        (page.name, group, choice)
+        for page in TODAY
+        for group, choices in re.findall(
+            r"`\+?([a-z_/0-9]+)=([a-z_0-9,]+)[` ]", page.read_text(encoding="utf-8")
+        )
+        if group in GROUPS
+        for choice in choices.split(",")
+    }
+    own = {("adding_a_method.md", "method", "pixelcam")}
+    assert len(named) > 30
+    assert not [each for each in named - own if not (CONF / each[1] / f"{each[2]}.yaml").is_file()]
+
+
+# Names and places
+
+
+TEXTS = [*TODAY, *sorted(ROOT.glob("notebooks/*.ipynb")), *sorted(CONF.rglob("*.yaml")), ROOT / "mkdocs.yml"]
+
+
+def exists(name):
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            annotated = part in getattr(found, "__annotations__", {})
+            found = getattr(found, part, "" if annotated else None)
+            if found is None:
+                return False
+        return True
+    return False
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_dotted_names_exist(path):
+    names = set(re.findall(r"\bwsss_afa(?:\.(?!md\b|json\b)\w+)+", path.read_text(encoding="utf-8")))
+    assert not [name for name in sorted(names) if not exists(name)]
+
+
+@pytest.mark.parametrize("page", TODAY, ids=lambda page: page.name)
+def test_paths_exist(page):
+    """Files of the repository by their path, and Python files by their path in the package."""
+    text = re.sub(
+        r"^wsss-afa-.*", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )  # of an old commit
+    named = re.findall(r"(?<![\w./…])((?:src|conf|docs|tests|benchmarks|notebooks)/[\w./-]*\w)", text)
+    named += re.findall(r"`([\w/]+\.py)`", text)
+    own = {"pixelcam.py", "conf/method/pixelcam.yaml", "conf/method/NAME.yaml"}
+    assert not [
+        name for name in sorted(set(named) - own) if not ((ROOT / name).exists() or (PACKAGE / name).exists())
+    ]
+
+
+def test_the_tree_of_the_package_is_as_drawn():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"^```\nsrc/wsss_afa/.*?\n(.*?)^```$", text, re.M | re.S)[1]
+    drawn = {match[1] for line in tree.splitlines() if (match := re.match(r"  ([a-z_]+)/", line))}
+    assert drawn == {
+        path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").is_file()
+    }
 
 
 # Commands
 
 
+def lines_of(path):
+    """Lines that may hold a command: of a YAML file the indented comments, of the others all."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    if path.suffix == ".ipynb":
+        return re.findall(r'^ +"(.*)"', text, re.MULTILINE)
+    if path.suffix == ".py":  # what a docstring or a message says, unless a program fills it in
+        return [line for line in text.splitlines() if "{" not in line]
+    return [line for line in text.splitlines() if path.suffix != ".yaml" or line.startswith("#  ")]
+
+
 def commands():
-    """Program and arguments of every command line; of prose in YAML files there are none."""
+    """Program and arguments of every command line; of those that differ in places alone, the first."""
     found = {}
-    for page in [*PAGES, *sorted(CONF.rglob("*.yaml"))]:
-        lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
-        for line in lines if page.suffix == ".md" else [line for line in lines if line.startswith("#  ")]:
+    files = [*PAGES, *sorted(CONF.rglob("*.yaml")), *sorted(PACKAGE.rglob("*.py")), ROOT / "Makefile"]
+    for path in [*files, *sorted(ROOT.glob("notebooks/*.ipynb"))]:
+        for line in lines_of(path):
             for program, arguments in re.findall(r"-m wsss_afa\.([a-z_]+)([^`]*)", line):
-                found.setdefault((program, arguments), page.stem)
-    return [pytest.param(*command, id=f"{page}: {' '.join(command)}"[:90]) for command, page in found.items()]
+                arguments = arguments.replace("\\n", "")
+                settings = [each for each in overrides_of(arguments) if not each.startswith(PLACES)]
+                key = (program, *settings, *(word for word in arguments.split() if word.startswith("-")))
+                found.setdefault(key, (path.stem, program, arguments))
+    return [
+        pytest.param(program, arguments, id=f"{page}: {program} {arguments}"[:90])
+        for page, program, arguments in found.values()
+    ]
 
 
 def overrides_of(arguments):
     """The overrides of a command line; what a shell or the reader fills in is left out."""
-    text = re.sub(r"\$\([^)]*\)+|\$\{[^}]*\}|\$\w+", "$", arguments).partition(";")[0]
-    words = shlex.split(text, comments=True)
+    text = re.sub(r"\$\([^)]*\)+|\$\{[^}]*\}|\$\w+|\{\w+\}", "$", arguments).partition(";")[0]
+    words = shlex.split(text.replace('"', "") if text.count('"') % 2 else text, comments=True)
     words = [word for word in words if "=" in word and "$" not in word and not word.startswith("-")]
+    words = [word for word in words if not word.endswith("=…")]
     words = [word for word in words if not re.match(r"hydra[./](launcher|sweeper)", word)]
-    return [word.replace("…", "x").rstrip(".,:") for word in words]
+    return [word.replace("…", "x").rstrip(".,:)") for word in words]
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory):
+    """The folder of settings that docs/adding_a_method.md writes, as an override."""
+    folder = tmp_path_factory.mktemp("own")
+    write_files(ADDING_A_METHOD, folder)
+    return f"hydra.searchpath=['file://{folder}/conf']"
+
+
+@pytest.fixture(scope="module")
+def composer():
+    """Hydra, once for all commands."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        yield hydra.compose
 
 
 @pytest.mark.parametrize(("program", "arguments"), commands())
-def test_commands_compose(program, arguments):
+def test_commands_compose(program, arguments, composer, own_folder):
     assert program in PROGRAMS
     if any(name in arguments and not find_spec(needed) for name, needed in OPTIONAL.items()):
         pytest.skip("needs a plugin of Hydra's")
@@ -157,8 +275,8 @@ def test_commands_compose(program, arguments):
         runs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         assert runs
         overrides = runs[-1]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        assert hydra.compose(program, list(overrides))
+    own = [own_folder] if "--config-dir" in arguments else []
+    assert composer(program, [*overrides, *own])
 
 
 def test_commands_are_found():
@@ -222,6 +340,7 @@ def test_code_beside_equations_is_that_of_the_sources(generator):
     blocks = re.findall(r"^```source\n(.+?)\n```$", (ROOT / "docs" / "method.md").read_text(), re.M | re.S)
     names = " ".join(blocks).split()
     assert len(names) > 20
+    assert "wsss_afa.methods.afa.method.AFA.losses" in names
     for name in names:
         code = generator["hooks"].source(name)
         module = generator["settings"].package()[name.removeprefix("wsss_afa.")].module.filepath

@@ -1,4 +1,4 @@
-"""Mean intersection over union against scikit-learn's confusion matrix."""
+"""Scores against scikit-learn, and what is measured of pseudo labels and affinity."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, jaccard_score
+from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score
 
 import wsss_afa.metrics
-from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision, describe_labels
+from wsss_afa.types import PseudoLabels
 
 K = 5
 
@@ -110,6 +111,47 @@ def test_large_counts_stay_exact():
 def test_labels_beyond_the_classes_are_refused():
     with pytest.raises(RuntimeError):
         SegmentationMetrics(2).update(torch.tensor([[1]]), torch.tensor([[7]]))
+
+
+# Average precision
+
+
+def test_precision_equals_scikit_learn_on_the_classes_that_are_there():
+    rng = np.random.default_rng(0)
+    logits, tags = rng.standard_normal((40, 5)).astype(np.float32), rng.random((40, 5)) < 0.3
+    tags[:, 2] = False
+    metric = TagAveragePrecision()
+    for part in (slice(0, 13), slice(13, 40)):
+        metric.update(torch.from_numpy(logits[part]), torch.from_numpy(tags[part]).int())
+    expected = np.mean([average_precision_score(tags[:, c], logits[:, c]) for c in (0, 1, 3, 4)])
+    assert metric.compute()["map"].item() == pytest.approx(expected, rel=1e-5)
+    metric.reset()
+    metric.update(torch.zeros(2, 1), torch.zeros(2, 1).int())
+    assert metric.compute()["map"].isnan()
+
+
+# Affinity
+
+
+def shares(affinity, label):
+    segmentation = torch.zeros(1, 2, 2, dtype=torch.long)
+    return describe_labels(PseudoLabels(segmentation, label), affinity)
+
+
+def test_saturated_pairs_are_counted_among_labelled_ones_alone():
+    rng = np.random.default_rng(0)
+    affinity = rng.choice([0.0, 0.019, 0.021, 0.5, 0.979, 0.981, 1.0], (2, 30, 30)).astype(np.float32)
+    label = rng.choice([0, 1, 255], affinity.shape)
+    expected = np.mean([a < 0.02 or a > 0.98 for a in affinity[label != 255]])
+    measured = shares(torch.tensor(affinity), torch.tensor(label))["saturated_affinity"]
+    assert measured.item() == pytest.approx(expected)
+    assert 0.4 < expected < 0.8
+
+
+def test_without_labelled_pairs_nothing_is_saturated():
+    label = torch.full((1, 4, 4), 255)
+    measured = shares(torch.ones(1, 4, 4), label)
+    assert all(measured[f"{what}_affinity"] == 0 for what in ("saturated", "false", "missed"))
 
 
 def test_example():

@@ -16,12 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
-from test_data_coco import annotation, box, write
 
+from recipes import small_recipe
 from wsss_afa.callbacks.checkpoints import BestAndLast, resume_point
 from wsss_afa.data.archive import unpack
-from wsss_afa.data.coco import COCO
-from wsss_afa.data.folder.survey import read_category_ids
+from wsss_afa.data.coco import COCO, COCO_CLASSES, read_category_ids
 from wsss_afa.data.folder.tags import read_tags
 from wsss_afa.data.images import read_image, read_kind, read_mask
 from wsss_afa.data.label_folder import LabelFolder, label_path
@@ -30,13 +29,17 @@ from wsss_afa.data.shards import ShardSet, _read_index, read_manifest
 from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.data.voc import parse_tags
 from wsss_afa.errors import UserError
-from wsss_afa.methods import recipe as checkpoint
 from wsss_afa.methods.recipe import build, load
 from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.models.weights import read_weights
 from wsss_afa.prepare import read_manifest as read_preparation
 
-SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+SOURCE = Path(__file__).parents[1] / "src" / "wsss_afa"
+SOURCES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+ALLOWED = {
+    "data/images.py": ["Image.open"],  # with the formats that Pillow decodes by itself
+    "methods/recipe.py": ["importlib.import_module"],  # of names below the library's own packages
+}
 
 
 class Evil:
@@ -83,88 +86,97 @@ def test_pickled_code_among_a_runs_checkpoints_is_put_aside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt.damaged"]
 
 
-AFA = {
-    "_target_": "wsss_afa.methods.afa.network.AFANet",
-    "decoder_dim": 8,
-    "backbone": {
-        "_target_": "wsss_afa.models.backbones.mix_transformer.mix_transformer",
-        "variant": "tiny",
-        "strides": [4, 2, 1, 1],
-        "pretrained": None,
-    },
-}
-LABELS = {
-    "_target_": "wsss_afa.methods.afa.pseudo_labels.PseudoLabeler",
-    "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"},
-    "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
-    "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation"},
-}
+def recipe(method=None, backbone=None):
+    """A sound one, with other parts where they are given."""
+    sound = small_recipe(class_names=("a",))
+    method = sound["method"] if method is None else method
+    backbone = sound["backbone"] if backbone is None else backbone
+    return {"method": method, "backbone": backbone, "class_names": ["a"]}
 
 
-def recipe(model=AFA, labels=LABELS):
-    return {"model": model, "pseudo_label": labels, "class_names": ["a"], "mean": [0.0] * 3, "std": [1.0] * 3}
+def first_form(network, labels):
+    return {"model": network, "pseudo_label": labels, "class_names": ["a"]}
 
 
 def attacks(trace):
     mkdir = {"_target_": "os.mkdir", "_args_": [trace]}
+    named = {"_target_": "os.mkdir", "path": trace}
     text = '{_target_: os.mkdir, _args_: ["%s"]}' % trace  # noqa: UP031
+    method = recipe()["method"]
+    old = {"_target_": "wsss_afa.models.afa.AFANet"}
     return {
-        "the network": recipe({**mkdir}),
-        "a part of it": recipe({**AFA, "backbone": mkdir}),
-        "in a list": recipe({**AFA, "backbone": [mkdir]}),
-        "in a tuple": recipe({**AFA, "backbone": (mkdir,)}),
-        "in a tuple in a list": recipe({**AFA, "backbone": [({"deep": [mkdir]},)]}),
-        "in the labels": recipe(labels={**LABELS, "cam": mkdir}),
-        "an interpolation": recipe({**AFA, "backbone": "${oc.create:%s}" % text}),  # noqa: UP031
-        "a name in parts": recipe(
-            {**AFA, "backbone": {"_target_": "${oc.decode:os.mkdir}", "_args_": [trace]}}
-        ),
+        "the method": recipe(named),
+        "the backbone": recipe(backbone=named),
+        "a part of it": recipe({**method, "cam": named}),
+        "in a list": recipe(backbone=[mkdir]),
+        "in a tuple": recipe(backbone=(mkdir,)),
+        "in a tuple in a list": recipe(backbone=[({"deep": [named]},)]),
+        "an interpolation": recipe(backbone="${oc.create:%s}" % text),  # noqa: UP031
+        "a name in parts": recipe(backbone={"_target_": "${oc.decode:os.mkdir}", "path": trace}),
         "one of ours, for its module": recipe(
-            {**AFA, "backbone": {"_target_": "wsss_afa.cli.config_dir.os.mkdir"}}
+            backbone={"_target_": "wsss_afa.cli.config_dir.os.mkdir", "path": trace}
         ),
-        "through an environment": recipe({**AFA, "decoder_dim": "${oc.env:HOME}"}),
-        "another container": recipe({**AFA, "backbone": {1, 2}}),
-        "a key": recipe({**AFA, "${oc.env:HOME}": 1}),
+        "a file with a trust of its own": recipe(
+            {
+                **method,
+                "cam": {"_target_": "wsss_afa.methods.recipe.load", "path": trace, "trust": ["os.mkdir"]},
+            }
+        ),
+        "through an environment": recipe({**method, "decoder_dim": "${oc.env:HOME}"}),
+        "another container": recipe(backbone={1, 2}),
+        "a key": recipe({**method, "${oc.env:HOME}": 1}),
+        "in the first form": first_form({**old, "backbone": named}, {}),
+        "in the labels of the first form": first_form(
+            {**old, "backbone": recipe()["backbone"]}, {"cam": named}
+        ),
     }
 
 
 @pytest.mark.parametrize("attack", attacks("trace"))
 def test_a_recipe_builds_nothing_but_ours(attack, tmp_path):
+    """More of them in methods/test_recipe.py."""
     trace = tmp_path / "trace"
-    content = attacks(str(trace))[attack]
-    torch.save({"wsss_afa": content, "state_dict": {}}, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match="refused") as error:
-        build(content)
-    with pytest.raises(UserError, match=r"x\.ckpt: "):
+    torch.save({"wsss_afa": attacks(str(trace))[attack], "state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"x\.ckpt: .*refused") as error:
         load(tmp_path / "x.ckpt")
     assert one_line(error)
     assert not trace.exists()
 
 
 def test_the_recipe_that_the_attacks_alter_is_sound():
-    net, _ = build(recipe())
-    assert net.num_classes == 1
+    assert build(recipe()).num_classes == 1
 
 
-@pytest.mark.parametrize("part", ["model", "pseudo_label"])
-def test_a_checkpoint_fetches_nothing(part, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsss_afa.models.backbones.mix_transformer.read_weights", pytest.fail)
-    backbone = {**AFA["backbone"], "pretrained": "http://127.0.0.1:9/weights.pth"}
-    content = (
-        recipe({**AFA, "backbone": backbone})
-        if part == "model"
-        else recipe(labels={**LABELS, "cam": backbone})
-    )
-    state = {f"net.{name}": value for name, value in build(recipe())[0].state_dict().items()}
-    torch.save({"wsss_afa": content, "state_dict": state}, tmp_path / "x.ckpt")
-    net, _, _ = load(tmp_path / "x.ckpt")
-    assert net.num_classes == 1
+WEIGHTS = "http://127.0.0.1:9/weights.pth"
+VIT = {
+    "_target_": "wsss_afa.models.backbones.timm_vit.TimmViT",
+    "name": "vit_tiny_patch16_224",
+    "pretrained": WEIGHTS,
+    "depth": 2,
+    "model_args": {"checkpoint_path": "/nowhere.pth", "pretrained": True},
+}
+
+
+@pytest.mark.parametrize(
+    "backbone", [{**recipe()["backbone"], "pretrained": WEIGHTS}, VIT], ids=["mit", "vit"]
+)
+def test_a_checkpoint_fetches_nothing(backbone, tmp_path):
+    """Neither from an address that nobody answers at, nor from a file that is not there."""
+    method, bare = recipe()["method"], {**backbone, "pretrained": None}
+    state = build(recipe(method, bare | ({"model_args": {}} if backbone is VIT else {}))).state_dict()
+    torch.save({"wsss_afa": recipe(method, backbone), "state_dict": state}, tmp_path / "x.ckpt")
+    assert load(tmp_path / "x.ckpt").num_classes == 1
 
 
 @pytest.mark.parametrize(
     "content",
-    [5, [], {}, recipe(5), recipe({}), {**recipe(), "class_names": 3}, recipe({**AFA, "decoder_dim": "x"})],
-)
+    [
+        5, [], {}, recipe(5), recipe({}), recipe(backbone={}), recipe(backbone=5),
+        {**recipe(), "class_names": 3},
+        recipe({**recipe()["method"], "decoder_dim": "x"}), recipe({**recipe()["method"], "_target_": "x"}),
+        {"model": 5, "pseudo_label": {}}, {"model": {}, "pseudo_label": {}},
+    ],
+)  # fmt: skip
 def test_a_broken_recipe_is_one_line(content, tmp_path):
     torch.save({"wsss_afa": content, "state_dict": {}}, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"x\.ckpt: ") as error:
@@ -349,16 +361,29 @@ def test_annotations_have_no_entities(entity, tmp_path):
         parse_tags(tmp_path / "a.xml")
 
 
+def coco_folder(root, file_name="7.jpg", segmentation=()):
+    """One image of a cat in COCO's layout; it lies beside the folder of images, too."""
+    (root / "annotations").mkdir()
+    (root / "val2014").mkdir()
+    for path in (root / "val2014" / "7.jpg", root / "secret.jpg"):
+        Image.new("RGB", (60, 40)).save(path)
+    cat = {"image_id": 7, "category_id": 17, "iscrowd": 0, "segmentation": segmentation}
+    images = [{"id": 7, "file_name": file_name, "height": 40, "width": 60}]
+    categories = [{"id": i, "name": name} for i, name in enumerate(COCO_CLASSES, 2)]
+    content = {"images": images, "annotations": [cat], "categories": categories}
+    (root / "annotations" / "instances_val2014.json").write_text(json.dumps(content))
+
+
 def test_images_of_coco_lie_in_their_folder(tmp_path):
-    write(tmp_path)
-    path = tmp_path / "annotations" / "instances_val2014.json"
-    for name in ("../secret.jpg", str(tmp_path / "secret.jpg")):
-        Image.new("RGB", (60, 40)).save(tmp_path / "secret.jpg")
-        content = json.loads(path.read_text())
-        content["images"][0]["file_name"] = name
-        path.write_text(json.dumps(content))
+    for number, name in enumerate(("../secret.jpg", str(tmp_path / "1" / "secret.jpg"))):
+        (tmp_path / str(number)).mkdir()
+        coco_folder(tmp_path / str(number), name)
         with pytest.raises(UserError, match="lacks 1 of the"):
-            COCO(tmp_path, "val")
+            COCO(tmp_path / str(number), "val")
+
+
+def box(left, top, right, bottom):
+    return [[float(x) for x in (left, top, right, top, right, bottom, left, bottom)]]
 
 
 REGIONS = {
@@ -373,9 +398,7 @@ REGIONS = {
 @pytest.mark.parametrize("case", REGIONS)
 def test_regions_do_not_fill_the_memory(case, tmp_path):
     """Outlines and run lengths go to a library in C that believes them."""
-    segmentation = REGIONS[case]
-    content = [annotation(7, 1, [segmentation] if isinstance(segmentation, list) else segmentation)]
-    write(tmp_path, annotations=content)
+    coco_folder(tmp_path, segmentation=REGIONS[case])
     images = COCO(tmp_path, "val", with_mask=True, cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match="mend the file"):
         images[0]
@@ -465,10 +488,9 @@ def findings(tree):
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES)
 def test_no_source_runs_what_it_reads(path):
-    allowed = {"images.py": ["Image.open"]}  # with the formats that Pillow decodes by itself
-    assert findings(ast.parse(path.read_text(encoding="utf-8"))) == allowed.get(path.name, [])
+    assert findings(ast.parse((SOURCE / path).read_text(encoding="utf-8"))) == ALLOWED.get(path, [])
 
 
 def test_the_search_finds_what_it_is_for():
@@ -483,7 +505,3 @@ subprocess.run(command, shell=True); tar.extractall(); Module.load_from_checkpoi
         "torch.load without weights_only=True", "torch.load without weights_only=True",
         "subprocess.run with a shell", "tar.extractall", "Module.load_from_checkpoint",
     ]  # fmt: skip
-
-
-def test_targets_of_recipes_are_ours():
-    assert all(target.startswith(("wsss_afa.models.", "wsss_afa.ops.")) for target in checkpoint._TARGETS)

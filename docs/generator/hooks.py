@@ -22,7 +22,8 @@ FROM_ROOT = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-} | {"SECURITY.md": "security.md"}
+    "SECURITY.md": "security.md",
+}
 """Files beside `docs/` that are pages, and their names there."""
 
 

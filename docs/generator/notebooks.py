@@ -8,7 +8,7 @@ from pathlib import Path
 
 from settings import ROOT
 
-RUN = "This is the notebook `notebooks/{name}` ([download]({name})); run it to see what it prints and draws."
+RUN = "This page is `notebooks/{name}` ([download]({name})). Run it to see what it prints and draws."
 
 
 def paths() -> list[Path]:
@@ -33,7 +33,7 @@ def title(path: Path) -> str:
 
 def index() -> str:
     """All notebooks with the first sentences of each."""
-    parts = ["# Tutorials", "Notebooks that run on a CPU, on generated scenes, without a download."]
+    parts = ["# Tutorials", "These notebooks run on a CPU with generated scenes, and download nothing."]
     for path in paths():
         first = re.sub(r"\s+", " ", page(path).split("\n\n")[2])
         parts += [f"## [{title(path)}]({path.stem}.md)", first]

@@ -12,12 +12,19 @@ from settings import CONF, ROOT, ConfigFile
 
 PACKAGE = ROOT / "src" / "wsss_afa"
 FOLDERS = {
-    "models": "Parameters",
-    "ops": "Mathematics",
-    "data": "Files",
-    "": "Wiring, losses, metrics, programs",
+    "": "Programs, and what all parts share",
+    "methods": "Methods",
+    "losses": "Losses",
+    "ops": "Mathematics without parameters",
+    "models": "Backbones, decoders and their weights",
+    "data": "Data sets, samplers and loaders",
+    "inference": "Using a trained method",
+    "callbacks": "What happens beside the training steps",
+    "loggers": "Dashboards",
+    "reports": "Reports of evaluations and sweeps",
+    "cli": "The command line",
 }
-"""Of the package, in the order of the table of modules, and what they hold."""
+"""Folders of the package, in the order of the table of modules, and what they hold."""
 
 
 def programs() -> str:
@@ -26,9 +33,10 @@ def programs() -> str:
     commands = {target.split(":")[0]: name for name, target in project["scripts"].items()}
     parts = [
         "# Programs",
-        "Each is `python -m wsss_afa.NAME`, or the command `wsss-afa-NAME` of the installed package. "
-        "Settings are given as `name=value`, and a group's file is chosen as `group=file`. `--help` lists "
-        "both, `--cfg job` prints the composed configuration. A setting of `???` must be given.",
+        "A program is run as `python -m wsss_afa.NAME`, or as the command below it. `group=file` chooses the "
+        "file of a group, and `name=value` changes a setting. A setting of `???` must be given. "
+        "`--help` lists groups and settings, and `--cfg job` prints the composed configuration. "
+        "`--config-dir DIR` adds [a folder of your own settings](adding_a_method.md#the-commands).",
     ]
     for file in settings.programs():
         module = f"wsss_afa.{file.path.stem}"
@@ -44,9 +52,9 @@ def groups() -> str:
     """Every file of a group and its settings."""
     parts = [
         "# Settings",
-        "A table for each file below `conf/`. `group=file` chooses one, `group.setting=value` changes a "
-        "setting; names are the arguments of what is built. Defaults are those of the file; an experiment "
-        "may have [others](experiments.md).",
+        "There is a table for each file below `conf/`. `group=file` chooses a file, and "
+        "`group.setting=value` changes a setting. The names are the arguments of what the file builds. An "
+        "[experiment](experiments.md) may have other defaults than these files.",
     ]
     for name, files in settings.groups().items():
         parts += [f"## {name}"]
@@ -60,7 +68,8 @@ def experiments() -> str:
     parts = [
         "# Experiments and sweeps",
         "An experiment, `+experiment=NAME`, is a list of settings that differ from the defaults. A sweep, "
-        "`+sweep=NAME` with `-m`, is a list of values to train with; it stands behind the experiment.",
+        "`+sweep=NAME` with `-m`, is a list of values that are trained one after the other. It stands behind "
+        "the experiment.",
     ]
     for group, title in (("experiment", "Experiments"), ("sweep", "Sweeps")):
         parts.append(f"## {title}")
@@ -143,14 +152,13 @@ def module_index() -> str:
     """All modules and the first line of each."""
     parts = [
         "# In Python",
-        "Parameters, mathematics, files and wiring live apart. Shapes are named as in "
-        "[`wsss_afa.types`](wsss_afa.types.md).",
+        "The tables list every module. Shapes are named as in [`wsss_afa.types`](wsss_afa.types.md).",
     ]
     for folder, title in FOLDERS.items():
         rows = [
             f"| [`{name}`]({name}.md) | {_plain(settings.describe_module(name))} |"
             for name, path in modules().items()
-            if path.parent == PACKAGE / folder
+            if path.relative_to(PACKAGE).parts[:-1][:1] == ((folder,) if folder else ())
         ]
         parts += [f"## {title}", "\n".join(["| module | |", "|---|---|", *rows])]
     return _join(parts)

@@ -138,7 +138,7 @@ def programs() -> list[ConfigFile]:
 def groups() -> dict[str, list[ConfigFile]]:
     """The files of groups that have settings of their own, by group, those of training first."""
     folders = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*/*.yaml")})
-    training = [*read(CONF / "train.yaml").chosen, "model/backbone"]
+    training = read(CONF / "train.yaml").chosen
     own = [name for name in folders if name.split("/")[0] not in ("experiment", "sweep")]
     ordered = [name for name in training if name in own] + [name for name in own if name not in training]
     return {name: [read(CONF / name / f"{file}.yaml") for file in choices(name)] for name in ordered}

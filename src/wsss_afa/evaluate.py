@@ -5,11 +5,11 @@ from __future__ import annotations
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from wsss_afa.callbacks.trainer import make_trainer
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import load
-from wsss_afa.train import make_trainer
 
 
 @entry_point("evaluate")

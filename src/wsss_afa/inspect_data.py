@@ -6,39 +6,28 @@ Says what was found and how it was read, lists what is wrong with it, and leaves
 
 from __future__ import annotations
 
-import json
 import os
-import textwrap
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.data.images import shrink
-from wsss_afa.data.inspection import Finding, Look, Split, choose, describe, find_problems, look_at_all
+from wsss_afa.data.inspection import Finding, Split, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
-from wsss_afa.files import write_whole
-from wsss_afa.visualize import contact_sheet, paint_label, save_figure
-
-MAX_ROWS = 30
-"""Classes in the printed table."""
-_THUMBNAIL = 170
-"""Longer side of a picture on the contact sheet in pixels."""
+from wsss_afa.reports.inspection import draw_sheet, print_counts, print_findings, write_report
+from wsss_afa.visualize import contact_sheet, save_figure
 
 
 def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
     """The splits that can be read, and what keeps the others from it."""
+    sets, findings = dict[str, SampleSet](), list[Finding]()
     try:
         as_stored = {"max_side": None} if "max_side" in cfg.data else {}
         data: TaggedDataModule = instantiate(cfg.data, **as_stored)
@@ -46,47 +35,27 @@ def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
         if isinstance(error.__cause__, UserError):
             return {}, _layout(error.__cause__)
         raise
-    sets: dict[str, SampleSet] = {}
-    findings: list[Finding] = []
-    for name, make in {"train": data.make_train_set, "val": data.make_val_set}.items():
+    for name in ("train", "val"):
         try:
-            sets[name] = make()
+            sets[name] = data.make_set(name)
         except UserError as error:
             findings += _layout(error)
     return sets, findings
 
 
+def _layout(error: UserError) -> list[Finding]:
+    """The message of an error and its notes, which name what else is wrong."""
+    return [Finding("error", "layout", line) for line in (str(error), *getattr(error, "__notes__", ()))]
+
+
 def open_images(name: str, images: SampleSet, workers: int, console: Console) -> Split:
     """Open every image of one split under a progress bar."""
-    looks = track(
-        look_at_all(images, workers),
-        f"{name:<9}",
-        len(images),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    hidden = not console.is_terminal
+    looks = track(look_at_all(images, workers), f"{name:<9}", len(images), console=console, disable=hidden)
     return Split(name, images.class_names, images.labels, list(looks))
 
 
-def draw_sheet(
-    sets: dict[str, SampleSet], splits: list[Split], count: int
-) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Small pictures of ``count`` usable images of each split with their tags; masks are laid over them."""
-    pictures = []
-    for split in splits:
-        usable = np.flatnonzero([not each.problem for each in split.looks])
-        for index in usable[choose(split.tags[usable], count)].tolist():
-            sample = sets[split.name][index]
-            image = sample["image"]
-            if "mask" in sample:
-                image = paint_label(image, sample["mask"], alpha=0.6)
-            names = [split.class_names[tag] for tag in np.flatnonzero(split.tags[index])]
-            tags = textwrap.shorten(f"{split.name}: {', '.join(names) or 'no tag'}", 56, placeholder=" …")
-            pictures.append((textwrap.fill(tags, 28), shrink(image, _THUMBNAIL)))
-    return pictures
-
-
-@entry_point("inspect")
+@entry_point("inspect_data")
 def main(cfg: DictConfig) -> float:
     """Look through the data and return the number of warnings.
 
@@ -99,12 +68,14 @@ def main(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     sets, findings = open_sets(cfg)
-    for line in dict.fromkeys(_summary(images) for images in sets.values()):
+    read_as = {name: getattr(own, "summary", f"{len(own)} images") for name, own in sets.items()}
+    for line in dict.fromkeys(read_as.values()):
         console.print(f"data      {line}")
     workers = (os.cpu_count() or 1) if cfg.workers is None else cfg.workers
     splits = [open_images(name, images, workers, console) for name, images in sets.items()]
     findings += find_problems(splits)
-    write_report(folder / "report.json", cfg, sets, splits, findings)
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    write_report(folder / "report.json", splits, findings, data=data, read_as=read_as)
     print_counts(splits, console)
     print_findings(findings, cfg.listed, console)
     pictures = draw_sheet(sets, splits, cfg.pictures)
@@ -116,92 +87,6 @@ def main(cfg: DictConfig) -> float:
     if errors:
         raise UserError(f"the data has errors ({errors}): mend what is listed above and in report.json")
     return float(len(findings))
-
-
-def write_report(
-    path: Path, cfg: DictConfig, sets: dict[str, SampleSet], splits: list[Split], findings: list[Finding]
-) -> None:
-    """Write everything as JSON; the file appears complete or not at all."""
-    content = {
-        "data": OmegaConf.to_container(cfg.data, resolve=True),
-        "read_as": {name: _summary(images) for name, images in sets.items()},
-        "splits": {split.name: describe(split) for split in splits},
-        "images_without_tags": {split.name: _untagged(split) for split in splits},
-        "findings": [finding._asdict() for finding in findings],
-    }
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def print_counts(splits: list[Split], console: Console) -> None:
-    """Print images of each class, pairs of classes and sizes."""
-    reports = {split.name: describe(split, top=5) for split in splits}
-    if not reports:
-        return
-    table = Table(title="Images of each class", title_justify="left")
-    table.add_column("class")
-    for name in reports:
-        table.add_column(name, justify="right")
-    counts = [report["classes"] for report in reports.values()]
-    names = sorted(counts[0], key=lambda name: -sum(own[name] for own in counts))
-    for name in names[:MAX_ROWS]:
-        table.add_row(name, *(str(own[name]) for own in counts))
-    if len(names) > MAX_ROWS:
-        table.add_row(f"… {len(names) - MAX_ROWS} more", *("" for _ in counts))
-    table.add_section()
-    for label, key in {
-        "no tag": "without_tags",
-        "all images": "images",
-        "tags an image": "tags_per_image",
-    }.items():
-        table.add_row(label, *(str(report[key]) for report in reports.values()))
-    console.print(table, soft_wrap=False)
-    for name, report in reports.items():
-        _print_split(name, report, console)
-
-
-def _print_split(name: str, report: dict[str, Any], console: Console) -> None:
-    pairs = [f"{' + '.join(pair['classes'])} {pair['images']}" for pair in report["together"]]
-    lines = {
-        "sizes": ", ".join(
-            f"{side} {report[side]['min']} to {report[side]['max']}, median {report[side]['median']}"
-            for side in ("width", "height")
-            if report[side]
-        ),
-        "most often": ", ".join(f"{size} ({count})" for size, count in report["common_sizes"].items()),
-        "files": ", ".join(f"{kind} ({count})" for kind, count in report["kinds"].items()),
-        "together": ", ".join(pairs),
-        "masks": str(report["masks"]) if report["masks"] else "",
-    }
-    for label, text in lines.items():
-        if text:
-            console.print(f"{name:<6}{label:<11} {text}")
-
-
-def print_findings(findings: list[Finding], listed: int, console: Console) -> None:
-    """Print each finding in a line, ``listed`` of each kind at most."""
-    for level, kind in dict.fromkeys((finding.level, finding.kind) for finding in findings):
-        own = [finding.message for finding in findings if (finding.level, finding.kind) == (level, kind)]
-        for message in own[:listed]:
-            console.print(f"{level:<9} {message}")
-        if len(own) > listed:
-            console.print(f"{level:<9} … {len(own) - listed} more of this kind in report.json")
-    if not findings:
-        console.print("nothing to mend")
-
-
-def _summary(images: SampleSet) -> str:
-    """How a set was read, if it says."""
-    return str(getattr(images, "summary", f"{len(images)} images"))
-
-
-def _layout(error: UserError) -> list[Finding]:
-    """The message of an error and its notes, which name what else is wrong."""
-    return [Finding("error", "layout", line) for line in (str(error), *getattr(error, "__notes__", ()))]
-
-
-def _untagged(split: Split) -> list[str]:
-    looks: list[Look] = [split.looks[index] for index in np.flatnonzero(~split.tags.any(1))]
-    return [each.place for each in looks]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
             "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on "
             "data that has masks (VOC's training images: split=val data.val_split=train)"
         )
-    return data.make_train_set() if split == "train" else data.make_val_set()
+    return data.make_set(split)
 
 
 def describe(cfg: DictConfig, source: LabelSource) -> dict[str, Any]:

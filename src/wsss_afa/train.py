@@ -10,15 +10,14 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_afa.callbacks.checkpoints import DurableCheckpointIO, resume_point
+from wsss_afa.callbacks.checkpoints import resume_point
 from wsss_afa.callbacks.dashboard import Dashboard
-from wsss_afa.callbacks.faults import RESUME_HINT, explain, tolerate
-from wsss_afa.callbacks.processes import guard
 from wsss_afa.callbacks.progress import Summary
 from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
+from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
 from wsss_afa.cli.allocator import keep_freed_memory
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
@@ -34,27 +33,6 @@ def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
         for name in ("method", "backbone")
     }
     return Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
-
-
-def _on_gpu(cfg: DictConfig) -> bool:
-    return torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-
-
-def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
-    """Build the Trainer with the configured callbacks and more.
-
-    Batch statistics are shared between processes where there are GPUs; torch has no synchronised BatchNorm on
-    CPUs.
-    """
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[*instantiate(cfg.callbacks).values(), *callbacks],
-        logger=tolerate(list(instantiate(cfg.logger).values())) if cfg.logger else False,
-        plugins=DurableCheckpointIO(),
-        sync_batchnorm=_on_gpu(cfg),
-    )
-    guard(trainer, cfg.patience)
-    return cast(L.Trainer, trainer)
 
 
 def use_labels(cfg: DictConfig, data: TaggedDataModule, method: Method) -> None:
@@ -80,27 +58,6 @@ def best_score(trainer: L.Trainer) -> float:
     return float("nan") if score is None else score.item()
 
 
-def fit(trainer: L.Trainer, method: Method, data: TaggedDataModule, start: Path | None) -> None:
-    """Train from a checkpoint or from the beginning.
-
-    Raises:
-        UserError: The machine failed in a way that its user can mend, or the last checkpoint is not written.
-    """
-    try:
-        trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
-    except Exception as error:
-        advice = explain(
-            error, data.batch_size, data.crop_size, trainer.accumulate_grad_batches, data.num_workers
-        )
-        if advice is None:
-            raise
-        raise UserError(advice) from error
-    failed = [Path(path) for path in getattr(trainer.strategy.checkpoint_io, "failed", ())]
-    failed = [path for path in failed if not path.name.startswith("step_")]
-    if failed:
-        raise UserError(f"{failed[0]} is missing or of an earlier step: make room; {RESUME_HINT}")
-
-
 @entry_point("train")
 def main(cfg: DictConfig) -> float:
     """Train and return the best monitored score, in [0, 1], for sweeps."""
@@ -111,7 +68,7 @@ def main(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     start = resume_point(cfg.resume, folder / "checkpoints", settings)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    if not _on_gpu(cfg):
+    if not on_gpu(cfg):
         keep_freed_memory()
     data: TaggedDataModule = instantiate(cfg.data)
     data.setup("fit")

@@ -188,9 +188,8 @@ def test_settings_that_bind_a_continuation():
     config = {
         "seed": 3,
         "data": {"root": "/here", "num_workers": 4, "batch_size": 8},
-        "model": {"decoder_dim": 16, "backbone": {"variant": "b1", "pretrained": None}},
-        "pseudo_label": {"low": 0.35},
-        "loss": {},
+        "method": {"decoder_dim": 16, "low": 0.35},
+        "backbone": {"variant": "b1", "pretrained": None},
         "optim": {"lr": 1e-4, "max_steps": 20000},
         "trainer": {"accumulate_grad_batches": 2, "devices": 4},
         "callbacks": {},
@@ -198,9 +197,9 @@ def test_settings_that_bind_a_continuation():
     assert binding_settings(config) == {
         "seed": 3,
         "data.batch_size": 8,
-        "model.decoder_dim": 16,
-        "model.backbone.variant": "b1",
-        "pseudo_label.low": 0.35,
+        "method.decoder_dim": 16,
+        "method.low": 0.35,
+        "backbone.variant": "b1",
         "optim.lr": 1e-4,
         "trainer.accumulate_grad_batches": 2,
     }

@@ -7,7 +7,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from wandb_file import Run
+from wandb_file import Run, isolated
 
 CLASSES = ["background", "disc", "box", "triangle"]
 STEPS, VALIDATIONS = 6, (3, 5)
@@ -27,11 +26,12 @@ SMALL = [
     "+experiment=synthetic",
     "data.image_size=32",
     "data.num_classes=3",
+    "data.train_images=40",
     "data.val_images=4",
     "data.batch_size=4",
-    "model.decoder_dim=16",
-    "pseudo_label.start_step=1",
-    "pseudo_label.propagation_step=3",
+    "method.decoder_dim=16",
+    "method.phases.segmentation=2",
+    "method.phases.propagation=4",
     f"trainer.max_steps={STEPS}",
     "trainer.val_check_interval=4",
     "trainer.accelerator=cpu",
@@ -39,12 +39,6 @@ SMALL = [
     "trainer.log_every_n_steps=1",
     "callbacks.pictures.num_images=2",
 ]
-
-
-def isolated(home: Path) -> dict[str, str]:
-    """An environment that knows no W&B account."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    return kept | {"HOME": str(home), "NETRC": str(home / "netrc"), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +221,7 @@ def test_pictures_are_those_of_the_run_folder(run, folder):
 def test_settings_commit_and_versions(run, folder):
     composed = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
     assert run.config["optim"]["lr"] == composed["optim"]["lr"]
-    assert run.config["pseudo_label"]["affinity_radius"] == composed["pseudo_label"]["propagate"]["radius"], (
-        "resolved"
-    )
+    assert run.config["method"]["affinity_radius"] == composed["method"]["propagate"]["radius"], "resolved"
     record = json.loads((folder / "run.json").read_text())
     assert run.config["run"] == record
     assert record["versions"]["torch"] == torch.__version__

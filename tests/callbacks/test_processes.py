@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,41 +18,33 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import nn
 
 from soak import _SERVER, SMALL, children, finish, launch
+from two_processes import as_rank, free_port
 from wsss_afa.callbacks import processes
 from wsss_afa.callbacks.faults import explain
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.methods.base import AFALightningModule
+from wsss_afa.methods.base import Method
 
-STEPS = 20
+STEPS = 12
 EQUAL = [
-    "model.backbone.drop_path_rate=0.0",
-    "pseudo_label.start_step=5",
-    "pseudo_label.propagation_step=12",
+    "backbone.drop_path_rate=0.0",
+    "method.phases.segmentation=4",
+    "method.phases.propagation=8",
     f"trainer.max_steps={STEPS}",
     "trainer.val_check_interval=100",
     "trainer.limit_val_batches=0",
     "callbacks.best.monitor=val/map_cls",
 ]
-"""Labels from step 6 on, propagated from step 13; each process would leave out other things at random."""
+"""Labels from step 4 on, propagated from step 8; each process would leave out other things at random."""
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def as_rank(rank, port, before):
-    """What a launcher tells a process of two."""
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def set_up(rank, port, before):
+    as_rank(rank, port)
     before()
 
 
 def launch_two(folder, *overrides, before=print):
     port = free_port()
     return [
-        launch(folder, *overrides, "trainer.devices=2", before=partial(as_rank, rank, port, before))
+        launch(folder, *overrides, "trainer.devices=2", before=partial(set_up, rank, port, before))
         for rank in range(2)
     ]
 
@@ -79,32 +70,16 @@ def never(module, mode=True):
 def steady(folder, also=print):
     """No statistics of a batch, no dropout; and a file of each process's losses."""
     nn.BatchNorm2d.train = nn.Dropout2d.train = never
-    total, classification = AFALoss.total, AFALoss.classification
+    training_step = Method.training_step
 
-    def written(self, terms):
-        loss = total(self, terms)
-        write(loss)
-        return loss
-
-    def written_alone(self, logits, class_label):
-        loss = classification(self, logits, class_label)
-        if not self.segmenting:
-            write(loss)
-        return loss
-
-    def write(loss):
+    def written(self, batch, batch_idx):
+        self.train()
+        loss = training_step(self, batch, batch_idx)
         with (folder / f"losses_{os.environ.get('LOCAL_RANK', '0')}").open("a") as file:
             file.write(f"{loss.item():.9g}\n")
+        return loss
 
-    training_step = AFALightningModule.training_step
-
-    def noted(self, batch, batch_idx):
-        self.train()
-        self.loss.segmenting = self.labeler.needed(self.global_step)
-        return training_step(self, batch, batch_idx)
-
-    AFALoss.total, AFALoss.classification = written, written_alone
-    AFALightningModule.training_step = noted
+    Method.training_step = written
     also()
 
 
@@ -146,7 +121,7 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(runs):
 def test_with_counts_of_their_own_they_learn_what_one_does_in_two_parts(runs):
     """An accumulated part of a batch knows the pixels of no other."""
     root, (shared, others) = runs
-    two, weights = learnt(root / "own", f"trainer.max_steps={STEPS}", "loss.shared_counts=false", two=True)
+    two, weights = learnt(root / "own", f"trainer.max_steps={STEPS}", "method.shared_counts=false", two=True)
     parts, same = learnt(root / "parts", f"trainer.max_steps={STEPS}", "trainer.accumulate_grad_batches=2")
     assert len(parts) == 2 * STEPS
     assert torch.allclose(two, parts.view(-1, 2).mean(1), atol=1e-5, rtol=0)
@@ -164,7 +139,7 @@ def with_statistics():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="SyncBatchNorm takes two GPUs")
 def test_shared_batch_statistics_on_gpus(tmp_path):
     """Two labelled steps, the second of which sees the statistics' gradient."""
-    steps = ["trainer.max_steps=3", "pseudo_label.start_step=0", "trainer.accelerator=gpu"]
+    steps = ["trainer.max_steps=3", "method.phases.segmentation=1", "trainer.accelerator=gpu"]
     one, weights = learnt(tmp_path / "one", *steps, also=with_statistics)
     two, same = learnt(tmp_path / "two", *steps, two=True, also=with_statistics)
     assert torch.allclose(two, one, atol=1e-4, rtol=0)
@@ -176,14 +151,14 @@ def test_shared_batch_statistics_on_gpus(tmp_path):
 
 def stuck(rank, hook, step, act):
     """Let one process do something at a step."""
-    method = getattr(AFALightningModule, hook)
+    method = getattr(Method, hook)
 
     def wrapped(self, *args):
         if self.global_step == step and os.environ["LOCAL_RANK"] == str(rank):
             act()
         return method(self, *args)
 
-    setattr(AFALightningModule, hook, wrapped)
+    setattr(Method, hook, wrapped)
 
 
 def die():
@@ -217,7 +192,7 @@ def test_a_process_that_is_stuck_is_not_waited_for_for_ever(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_never_comes_is_not_waited_for_for_ever(tmp_path):
-    trap = partial(as_rank, 0, free_port(), print)
+    trap = partial(as_rank, 0, free_port())
     assert finish(launch(tmp_path, "trainer.devices=2", "patience=3", before=trap)) == 1
     assert re.search(LOST, log_of(tmp_path))
 
@@ -282,26 +257,18 @@ def test_the_trainers_own_processes_end_together(tmp_path):
     assert "Traceback" not in log_of(tmp_path)
 
 
+def as_node(rank, port):
+    """What torchrun tells the only process of a node of two."""
+    os.environ |= {"RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"}
+
+
 @pytest.mark.slow
 def test_two_nodes_train(tmp_path):
     """Two launchers that meet at an address, a process each: one run, in one folder."""
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    train = ["-m", "wsss_afa.train", *SMALL, "trainer.num_nodes=2", "trainer.devices=1"]
-    train += ["trainer.max_steps=6", f"hydra.run.dir={tmp_path}"]
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, *torchrun, f"--node-rank={rank}", *train],
-            cwd=tmp_path,
-            env=ALONE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [node.communicate(timeout=120)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-2000:]
+    port, settings = free_port(), ["trainer.num_nodes=2", "trainer.max_steps=6"]
+    nodes = [launch(tmp_path, *settings, before=partial(as_node, rank, port)) for rank in range(2)]
+    assert [finish(node) for node in nodes] == [0, 0], log_of(tmp_path)[-2000:]
     content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert '"processes": 2' in (tmp_path / "run.json").read_text()

@@ -7,12 +7,12 @@ import json
 import os
 import pty
 import re
-import subprocess
 import sys
 import tomllib
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import lightning.fabric.loggers.tensorboard as board
@@ -21,13 +21,14 @@ from hydra.utils import instantiate
 from rich.console import Console
 
 from quiet import QUIET
+from two_processes import run_as_two
 from wsss_afa import train
-from wsss_afa.callbacks.pace import WARM_UP, Pace, Phase, format_seconds, plan
-from wsss_afa.callbacks.progress import Progress
+from wsss_afa.callbacks import progress
+from wsss_afa.callbacks.progress import Progress, describe_phases, format_seconds
 from wsss_afa.cli import entry_point as cli
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
-from wsss_afa.methods.supervised import GivenLabels
+from wsss_afa.types import Phase
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -36,9 +37,10 @@ SMALL = [
     "+experiment=synthetic",
     "data.image_size=32",
     "data.num_classes=3",
+    "data.train_images=40",
     "data.val_images=2",
     "data.batch_size=2",
-    "model.decoder_dim=16",
+    "method.decoder_dim=16",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.log_every_n_steps=1",
@@ -52,12 +54,6 @@ pytestmark = QUIET
 def run(run):
     """What a program printed, or its line of error."""
     return lambda *arguments: run(*arguments)[1]
-
-
-def labeler(stage="afa", **settings):
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        cfg = hydra.compose("train", [f"pseudo_label={stage}"])
-    return instantiate(cfg.pseudo_label, **settings)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -89,57 +85,42 @@ def test_examples_of_help_compose(program):
 
 
 def test_help_shows_what_the_words_before_it_compose(run):
-    page = run(train, "+experiment=voc", "pseudo_label=none", "optim.lr=0.125", "-h")
+    page = run(train, "+experiment=voc", "method.labels=cam", "optim.lr=0.125", "-h")
     assert re.search(r"^  data +coco folder streaming synthetic \[voc\]$", page, re.MULTILINE)
     assert re.search(r"^  \+experiment +coco demo folder", page, re.MULTILINE)
     assert re.search(r"^  optim\.lr=0\.125 +of the encoder$", page, re.MULTILINE)
-    assert re.search(r"^  pseudo_label\.low=0\.35 +β_l$", page, re.MULTILINE)  # said in afa.yaml
+    assert re.search(r"^  method\.low=0\.35 +β_l: scores", page, re.MULTILINE)
     assert "_target_" not in page
     assert run(train, "--help", "optim.lrr=1").startswith("error: optim.lrr is no setting of this run")
 
 
-def test_phases_are_those_that_the_labeler_goes_through():
-    made = labeler(start_step=3, propagation_step=6)
-    phases = plan(made, 10)
-    assert [str(phase) for phase in phases] == [
-        "classification 0–3",
-        "refined labels 4–6",
-        "propagated labels 7–9",
-    ]
-    assert [step for step in range(10) if made.needed(step)] == list(range(phases[1].first, 10))
-    assert [phase.name for phase in plan(made, 7)] == ["classification", "refined labels"]
-    assert [phase.name for phase in plan(labeler("par"), 9000)] == ["classification", "refined labels"]
-    assert [phase.name for phase in plan(labeler("none"), 9000)][1] == "thresholded activation maps"
-    late = plan(labeler(start_step=5, propagation_step=2), 10)
-    assert [str(phase) for phase in late] == ["classification 0–5", "propagated labels 6–9"]
-    assert [str(phase) for phase in plan(GivenLabels(), 5)] == ["given labels 0–4"]
+def test_phases_that_have_no_step_are_left_out():
+    phases = [Phase("one", 0), Phase("two", 4), Phase("three", 7)]
+    assert describe_phases(phases, 10) == "one 0–3, two 4–6, three 7–9"
+    assert describe_phases(phases[:2], 7) == "one 0–3, two 4–6"
 
 
-def test_a_step_with_labels_is_reckoned_by_its_passes():
-    assert plan(labeler(), 9000)[1].cost == 3.0  # 1, 0.25 and 2.25 of a crop, twice, less the known one
-    own = {"scales": [1.0], "mirror": False}
-    assert plan(labeler(cam=own), 9000)[1].cost == 1.0
-    assert plan(labeler(cam=own, reuse_training_pass=False), 9000)[1].cost == pytest.approx(4 / 3)
-
-
-def test_the_pace_is_measured_without_warm_up_and_validation():
-    pace = Pace([Phase("one", 0, 50, 1.0), Phase("two", 50, 100, 3.0)], now=0.0)
-    assert pace.remaining(0, validations=2) is None
-    now = 0.0
-    for step in range(30):
-        now += 10.0 if step < WARM_UP else 2.0
-        pace.count_step(step, now)
-    assert pace.step_seconds(0) == 2.0
-    assert pace.step_seconds(1) == 6.0  # reckoned
-    assert pace.remaining(30, validations=2) == 20 * 2.0 + 50 * 6.0
-    pace.begin_validation(now)
-    pace.end_validation(now + 7.0)
-    assert pace.remaining(30, validations=2) == 20 * 2.0 + 50 * 6.0 + 2 * 7.0
-    for step in range(30, 70):
-        pace.count_step(step, now + 7.0 + 2.0 * (step - 29))
-    assert pace.step_seconds(1) == 2.0  # measured
-    assert pace.remaining(70, validations=0) == 30 * 2.0
-    assert (pace.training, pace.validation) == (WARM_UP * 10.0 + 65 * 2.0, 7.0)
+def test_the_pace_is_measured_without_warm_up_and_validation(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(progress, "Method", SimpleNamespace)
+    summary = progress.Summary("run", {"data": {"batch_size": 8}}, "synthetic", [])
+    monkeypatch.setattr(summary, "_opening", lambda *_: [])
+    trainer = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
+    trainer.callback_metrics, trainer.sanity_checking = {}, True
+    summary.on_train_start(trainer, SimpleNamespace(phases=[Phase("one", 0), Phase("two", 50)]))
+    for step in range(1, 41):
+        clock[0] += 10.0 if step <= 5 else 2.0
+        trainer.global_step = step
+        summary.on_train_batch_end(trainer)
+        if step == 30:
+            summary.on_validation_start(trainer, None)
+            clock[0] += 7.0
+            summary.on_validation_end(trainer, None)
+    lines = capsys.readouterr().out.splitlines()
+    pace = "2 s a step in phase 1 of 2 (one): about 2 min 30 s to go if later steps cost the same"
+    assert f"pace      {pace}" in lines
+    assert lines[-1] == "step      40 of 100 (40 %), phase 1 of 2; 2 min 7 s gone, about 2 min 0 s to go"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +147,7 @@ def log(tmp_path_factory):
     texts = []
     for steps in (40, 44):
         words = [*SMALL, "hydra.run.dir=run", f"trainer.max_steps={steps}", "trainer.val_check_interval=16"]
-        words += ["pseudo_label.start_step=28", "pseudo_label.propagation_step=33"]
+        words += ["method.phases.segmentation=29", "method.phases.propagation=34"]
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
             patch.setattr(sys, "argv", ["train", *words])
             patch.chdir(folder)
@@ -188,9 +169,7 @@ def test_a_log_has_plain_lines_and_no_bar(log):
         len(re.findall(r"^validated step (16|32|40): CAM .* segmentation .* %$", texts[0], re.MULTILINE)) == 3
     )
     (pace,) = re.findall(r"^pace .*", texts[0], re.MULTILINE)
-    assert re.search(
-        r"s a step in phase 1 of 3 \(classification\): about .* if later steps cost 1\.3 times", pace
-    )
+    assert re.search(r"s a step in phase 1 of 3 \(classification\): about .* to go", pace)
 
 
 def test_the_start_says_what_begins(log):
@@ -199,14 +178,14 @@ def test_the_start_says_what_begins(log):
     assert len(opening) <= 20
     assert opening[0] == "run       run, 40 steps"
     assert re.fullmatch(
-        r"data      synthetic: 4000 training images with \d\.\d tags each, 2 validation images .* 3 classes",
+        r"data      synthetic: 40 training images with \d\.\d tags each, 2 validation images .* 3 classes",
         opening[1],
     )
     assert "mix_transformer tiny, random weights: backbone 1.2 M" in opening[2]
-    assert "classification 0–28, refined labels 29–33, propagated labels 34–39" in opening[3]
+    assert "classification 0–28, segmentation 29–33, propagation 34–39" in opening[3]
     assert "2 images a step, 1 process × 2" in opening[4]
     assert "32-true" in opening[5]
-    assert "\nrun       run, 44 steps; at step 40, phase 3 of 3\n" in texts[1]
+    assert "\nrun       run, 44 steps; at step 40\n" in texts[1]
 
 
 def test_the_end_says_what_is_where_and_what_to_do(log):
@@ -280,10 +259,9 @@ def test_every_extra_that_an_error_names_exists():
 
 @pytest.mark.slow
 def test_two_processes_train_with_the_same_total_batch_and_warn_of_nothing(tmp_path):
-    command = [sys.executable, "-m", "wsss_afa.train", *SMALL, "trainer.devices=2", "trainer.max_steps=6"]
-    command += ["pseudo_label.start_step=1", "pseudo_label.propagation_step=3", f"hydra.run.dir={tmp_path}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("2 images a step, 2 processes × 1;") == 1
-    assert done.stdout.count("\ndone ") == 1
+    words = [*SMALL, "trainer.max_steps=6", "method.phases.segmentation=2", "method.phases.propagation=4"]
+    output = run_as_two(train, tmp_path, *words, f"hydra.run.dir={tmp_path}")
+    assert output.count("2 images a step, 2 processes × 1;") == 1
+    assert output.count("\ndone ") == 1
+    assert "warn" not in output.lower()
     assert json.loads((tmp_path / "metrics.json").read_text())["last"]["step"] == 6

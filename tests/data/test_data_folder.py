@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from wsss_afa import evaluate, train
-from wsss_afa.data.folder.content import TaggedFolder, read_folder
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule, TaggedFolder, read_folder
 from wsss_afa.errors import UserError
 
 TAGS = {"a": ["cat"], "b": ["cat", "dog"], "c": [], "d": ["dog"], "e": ["hot dog"], "f": ["cat", "hot dog"]}
@@ -299,10 +298,11 @@ def test_photos_and_a_csv_train_and_evaluate(tmp_path, monkeypatch, capsys, with
 
     tiny = ["variant=tiny", "pretrained=null", "strides=[4,2,1,1]"]
     scores = run(
-        train, "+experiment=folder", "data.crop_size=64", "data.batch_size=4", "model.decoder_dim=16",
-        *(f"model.backbone.{setting}" for setting in tiny), "data.balanced=true",
-        "loss.positive_weight=balanced", "loss.tag_smoothing=0.1", "pseudo_label.start_step=1",
-        "pseudo_label.propagation_step=2", "trainer.max_steps=3", "trainer.devices=1",
+        train, "+experiment=folder", "data.crop_size=64", "data.batch_size=4", "method.decoder_dim=16",
+        *(f"backbone.{setting}" for setting in tiny), "data.balanced=true",
+        "method.classification.positive_weight=balanced", "method.classification.tag_smoothing=0.1",
+        "method.phases.segmentation=2", "method.phases.propagation=3", "trainer.max_steps=3",
+        "trainer.devices=1",
     )  # fmt: skip
     assert ("val/miou_seg" in scores) == with_masks
     assert 0 <= scores["val/map_cls"] <= 100

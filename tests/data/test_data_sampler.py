@@ -67,11 +67,11 @@ def test_one_permutation_at_a_time(monkeypatch):
     made = []
     original = np.random.Generator
 
-    def permutation(seed, epoch, length):
+    def order(seed, length, weights, epoch):
         made.append(epoch)
         return original(np.random.PCG64((seed, epoch))).permutation(length)
 
-    monkeypatch.setattr("wsss_afa.data.sampler._permutation", permutation)
+    monkeypatch.setattr("wsss_afa.data.sampler._order", order)
     list(DrawSampler(3, 8, num_steps=6))
     assert made == list(range(16))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule
 from wsss_afa.data.inspection import Look, Split, choose, co_occurrence, describe, find_problems, look_at_all
 from wsss_afa.data.synthetic import SyntheticScenes
 
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 def looks(root, part, workers=0):
     data = FolderDataModule(str(root))
-    return list(look_at_all(data.make_train_set() if part == "train" else data.make_val_set(), workers))
+    return list(look_at_all(data.make_set(part), workers))
 
 
 def test_a_look_tells_size_kind_content_and_labels(folder):
@@ -106,9 +106,10 @@ def test_copies_across_splits_are_errors():
     (level, copy), (_, twice) = lines(train, val, kind="leak")
     assert level == "error"
     assert copy == (
-        "a in train and d in val are the same image (3 copies), so that the score does not count: delete one"
+        "a in train and d in val are the same image (3 copies), so that the score does not count: "
+        "take it out of one of them"
     )
-    assert twice.startswith("b is in train and in val")
+    assert twice.startswith("b in train and b in val are the same image,")
     assert not lines(train, val, kind="duplicate")
 
 

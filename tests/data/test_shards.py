@@ -18,8 +18,7 @@ from wsss_afa import shard, train
 from wsss_afa.data import shards
 from wsss_afa.data.folder.content import TaggedFolder, read_folder
 from wsss_afa.data.shard_writer import write_shards
-from wsss_afa.data.shards import ShardSet, WindowOrder, read_manifest
-from wsss_afa.data.streaming import StreamingDataModule
+from wsss_afa.data.shards import ShardSet, StreamingDataModule, WindowOrder, read_manifest
 from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.errors import UserError
 

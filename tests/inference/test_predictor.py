@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from wsss_afa.models.segmentation_net import SegmentationNet
 
-from painter import COLOURS, RECIPE, Painter, painter, save_checkpoint, scene
+from painter import COLOURS, NAMES, Painter, painter, save_checkpoint, scene
+from untrained import supervised_recipe, untrained
 from wsss_afa.errors import UserError
 from wsss_afa.inference import prediction as prediction_module
 from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.recipe import load
-from wsss_afa.methods.supervised import GivenLabels
-from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import MEAN, STD
 from wsss_afa.visualize import paint_label, voc_palette
@@ -36,7 +34,7 @@ def test_a_checkpoint_predicts_what_its_network_says(checkpoint, tmp_path):
     predictor = Predictor.from_checkpoint(checkpoint)
     prediction = predictor(tmp_path / "photo.png")
 
-    net = load(checkpoint)[0].eval()
+    net = load(checkpoint).eval()
     image = ((torch.tensor(rgb).float() - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None]
     with torch.no_grad():
         probabilities = F.interpolate(net.segment(image), (70, 90), mode="bilinear").softmax(1)[0].numpy()
@@ -44,7 +42,7 @@ def test_a_checkpoint_predicts_what_its_network_says(checkpoint, tmp_path):
     assert np.array_equal(prediction.label, probabilities.argmax(0))
     assert len(prediction.found) >= 2  # the test would see channels mixed up
     np.testing.assert_allclose(prediction.scores, scores, rtol=1e-5)
-    for label, name in enumerate(("background", *RECIPE["class_names"])):
+    for label, name in enumerate(("background", *NAMES)):
         np.testing.assert_allclose(prediction.probability(name), probabilities[label], atol=1e-5)
     assert prediction.name == "photo"
     assert prediction.class_names == ("red", "green", "deep blue")
@@ -151,8 +149,8 @@ def test_tiles_equal_the_whole(reduction):
     expected, got = whole(rgb), tiled(rgb)
     assert np.array_equal(got.label, expected.label)
     np.testing.assert_allclose(got.probability("green"), expected.probability("green"), atol=1e-5)
-    assert whole.net.sizes[0] == (150, 210)
-    assert max(max(size) for size in tiled.net.sizes) < 48 + reduction
+    assert whole.method.net.sizes[0] == (150, 210)
+    assert max(max(size) for size in tiled.method.net.sizes) < 48 + reduction
 
 
 def test_tiles_of_a_transformer_join_without_a_seam(checkpoint):
@@ -174,7 +172,7 @@ def test_large_images_are_reduced_and_enlarged_again():
     rgb, label = scene(300, 500)
     predictor = painter(sizes=Sizes(long_side=250))
     prediction = predictor(rgb)
-    assert set(predictor.net.sizes) == {(150, 250)}
+    assert set(predictor.method.net.sizes) == {(150, 250)}
     assert prediction.label.shape == prediction.cam("red").shape == (300, 500)
     assert (prediction.label == label).mean() > 0.99
     assert prediction.image.shape == rgb.shape
@@ -184,7 +182,7 @@ def test_class_scores_and_heat_maps_see_a_large_image_at_once():
     rgb, label = scene(300, 500)
     predictor = painter(sizes=Sizes(tile=100, overlap=20))
     prediction = predictor(rgb)
-    assert predictor.net.sizes[-1] == (60, 100)
+    assert predictor.method.net.sizes[-1] == (60, 100)
     assert np.array_equal(prediction.label, label)
     heat = prediction.cam("red")
     assert heat.shape == (300, 500)
@@ -210,21 +208,20 @@ def test_heat_maps_are_made_once_when_asked_for():
     rgb, label = scene()
     predictor = painter()
     prediction = predictor(rgb)
-    assert predictor.net.passes == 0
+    assert predictor.method.net.passes == 0
     for k, name in enumerate(prediction.class_names, 1):
         heat = prediction.cam(name)
         assert (heat.dtype, heat.min()) == (np.float32, 0)
         assert heat.max() <= 1
         assert heat[label == k].min() > heat[label != k].max()
-    assert predictor.net.passes == 1
+    assert predictor.method.net.passes == 1
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_network_of_the_second_stage_predicts(name):
-    torch.manual_seed(0)
-    net = SegmentationNet(TimmPyramid(name, pretrained=None), num_classes=3, decoder_dim=16)
-    nn.init.normal_(net.decoder.predict.weight, std=2)
-    predictor = Predictor(net, GivenLabels(), RECIPE, "cpu", sizes=Sizes(tile=64, overlap=32))
+    own = ("backbone=timm_pyramid", f"backbone.name={name}")
+    method = untrained(supervised_recipe(*own, class_names=NAMES), std=2)
+    predictor = Predictor(method, "cpu", sizes=Sizes(tile=64, overlap=32))
     rgb = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
     prediction = predictor(rgb)
     assert prediction.label.shape == prediction.cam("red").shape == (70, 101)
@@ -233,15 +230,15 @@ def test_a_network_of_the_second_stage_predicts(name):
 
 def test_evaluation_mode_in_float32(checkpoint):
     rgb, _ = scene(64, 64)
-    net, labeler, recipe = load(checkpoint)
-    predictor = Predictor(net.train(), labeler, recipe, "cpu")
-    assert not any(module.training for module in predictor.net.modules())
-    before = net.decoder.norm.running_mean.clone()
+    method = load(checkpoint)
+    predictor = Predictor(method.train(), "cpu")
+    assert not any(module.training for module in method.modules())
+    before = method.net.decoder.norm.running_mean.clone()
     first = predictor(rgb)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         second = predictor(rgb)
     assert np.array_equal(first.probability("red"), second.probability("red"))
-    assert torch.equal(net.decoder.norm.running_mean, before)
+    assert torch.equal(method.net.decoder.norm.running_mean, before)
 
 
 def test_saved_files(tmp_path):
@@ -347,10 +344,10 @@ def test_settings_that_do_not_fit_are_refused(checkpoint, tmp_path):
 
 
 def test_broken_weights_are_named(checkpoint):
-    net, labeler, recipe = load(checkpoint)
-    nn.init.constant_(net.decoder.predict.bias, float("nan"))
+    method = load(checkpoint)
+    nn.init.constant_(method.net.decoder.predict.bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        Predictor(net, labeler, recipe, "cpu")(scene()[0])
+        Predictor(method, "cpu")(scene()[0])
 
 
 def test_too_little_memory_is_named(monkeypatch):

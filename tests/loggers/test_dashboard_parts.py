@@ -13,8 +13,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import CSVLogger
-from test_dashboard import isolated
 
+from wandb_file import isolated
 from wsss_afa.callbacks import monitor as dashboard_monitor
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.loggers import dashboards as dashboard_screens

@@ -149,8 +149,8 @@ def test_it_predicts(trained, program, tmp_path):
     _, folder, _ = trained
     pixels = np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    program(predict, f"ckpt={folder}/checkpoints/last.ckpt", f"source={tmp_path}/a.png", f"out={tmp_path}/out",
-            "device=cpu", f"hydra.run.dir={tmp_path}/run")  # fmt: skip
+    program(predict, f"ckpt={folder}/checkpoints/last.ckpt", f"source={tmp_path}/a.png",
+            f"out={tmp_path}/out", "device=cpu", f"hydra.run.dir={tmp_path}/run")  # fmt: skip
     with Image.open(tmp_path / "out" / "masks" / "a.png") as mask:
         assert mask.size == (56, 40)
 

@@ -36,8 +36,8 @@ from wsss_afa.models.backbones.plain_vit import project
 from wsss_afa.models.backbones.timm_vit import TimmViT
 from wsss_afa.types import MEAN, STD
 
-SHARED = Path(__file__).parents[4] / "shared"
-CONF = Path(__file__).parents[3] / "conf"
+SHARED = Path(__file__).parents[3] / "shared"
+CONF = Path(__file__).parents[2] / "conf"
 SMALL = {"embed_dim": 48, "depth": 4, "num_heads": 4, "img_size": 64}
 NAMES = {
     "vit": "vit_base_patch16_224.orig_in21k_ft_in1k",

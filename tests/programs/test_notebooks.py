@@ -19,8 +19,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SCHEDULE = (
-    "+experiment=synthetic pseudo_label.start_step=2 pseudo_label.propagation_step=6 optim.warmup_steps=2 "
-    "trainer.max_steps=10 trainer.val_check_interval=5 trainer.log_every_n_steps=1 trainer.accelerator=cpu "
+    "+experiment=synthetic method.phases.segmentation=2 method.phases.propagation=4 optim.warmup_steps=2 "
+    "trainer.max_steps=6 trainer.val_check_interval=3 trainer.log_every_n_steps=1 trainer.accelerator=cpu "
     "trainer.devices=1 callbacks.pictures.num_images=2 "
 )
 SCENES = SCHEDULE + "data.image_size=48 data.val_images=6"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from painter import RECIPE, run_predict, save_checkpoint, scene
+from painter import NAMES, run_predict, save_checkpoint, scene
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor, Sizes
@@ -72,7 +70,7 @@ def test_a_folder_is_predicted(checkpoint, photos, tmp_path, capsys):
     assert content["complete"]
     assert content["checkpoint"] == str(checkpoint)
     assert content["protocol"]["name"] == "plain"
-    assert content["class_names"] == ["background", *RECIPE["class_names"]]
+    assert content["class_names"] == ["background", *NAMES]
     assert content["palette"] == voc_palette(4).tolist()
     printed = capsys.readouterr().out
     assert "predicted 4 of 4 images" in printed
@@ -205,22 +203,12 @@ def test_lines_stay_lines():
     assert one_line("a\nb\x1b[2J\udcff é 犬") == "a\\nb\\x1b[2J\\udcff é 犬"
 
 
-@pytest.mark.slow
-def test_as_a_program(checkpoint, photos, tmp_path):
-    """From outside: what it prints and how it ends."""
+def test_an_image_that_fails_is_told_and_costs_no_other(checkpoint, photos, tmp_path, capsys):
     (photos / "c.jpg").write_text("text")
-    command = [sys.executable, "-m", "wsss_afa.predict", f"ckpt={checkpoint}", f"source={photos}"]
-    done = subprocess.run(
-        [*command, "cams=false", f"hydra.run.dir={tmp_path}/run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        "error: 1 of 5 images failed: mend what is listed above and in predictions.json"
-    ]
-    assert "predicted 4 of 5 images" in done.stdout
-    assert f"failed    {photos}/c.jpg cannot be read as an image" in done.stdout
+    arguments = [f"ckpt={checkpoint}", f"source={photos}", "cams=false", f"hydra.run.dir={tmp_path}/run"]
+    line = "error: 1 of 5 images failed: mend what is listed above and in predictions.json"
+    assert run_predict(*arguments) == (1, line)
+    printed = capsys.readouterr().out
+    assert "predicted 4 of 5 images" in printed
+    assert f"failed    {photos}/c.jpg cannot be read as an image" in printed
     assert len(results(tmp_path / "run")["images"]) == 5

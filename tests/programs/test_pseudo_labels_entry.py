@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -18,19 +16,18 @@ from pycocotools.coco import COCO
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
+from two_processes import run_as_two
+from untrained import CLASSES, save, scene_recipe, untrained
 from wsss_afa import pseudo_labels
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.label_folder import LabelFolder, label_path
 from wsss_afa.data.synthetic import SyntheticScenes
+from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.errors import UserError
+from wsss_afa.inference import label_writer
 from wsss_afa.inference.label_source import LabelSource, merge_labels
-from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
-from wsss_afa.methods.recipe import RECIPE_KEY, build
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.train import make_recipe
 from wsss_afa.visualize import save_label, voc_palette
 
-CLASSES = ("disc", "box", "triangle")
 DATA = ["data.image_size=32", "data.num_classes=3", "data.train_images=5", "data.val_images=6"]
 
 pytestmark = [
@@ -39,25 +36,9 @@ pytestmark = [
 ]
 
 
-def small_recipe(*overrides):
-    small = ["+experiment=synthetic", "data.num_classes=3", "model.decoder_dim=16", *overrides]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        return make_recipe(hydra.compose("train", small), CLASSES)
-
-
-def save_checkpoint(path, *overrides):
-    """A network with random weights, as training saves it."""
-    torch.manual_seed(3)
-    recipe = small_recipe(*overrides)
-    net, _ = build(recipe)
-    state = {f"net.{key}": value for key, value in net.state_dict().items()}
-    torch.save({"state_dict": state, RECIPE_KEY: dict(recipe)}, path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("net") / "best.ckpt")
+    return save(untrained(scene_recipe(), seed=3), tmp_path_factory.mktemp("net") / "best.ckpt")
 
 
 @pytest.fixture
@@ -87,34 +68,24 @@ def make_batch(height=34, width=46, tags=(1, 0, 1)):
     }
 
 
-@pytest.mark.parametrize(("source", "step"), [("cam", 900), ("par", 200), ("affinity", 900)])
-def test_a_band_is_what_training_would_make_of_the_whole_image(source, step):
-    torch.manual_seed(1)
-    labels = "none" if source == "cam" else "afa"
-    recipe = small_recipe(f"pseudo_label={labels}", "pseudo_label.low=0.1", "pseudo_label.high=0.2")
-    net, labeler = build(recipe)
-    net.eval()
-    batch = make_batch()
-    trained = labeler(net, batch, net(batch["image"]), step).segmentation
-    offline = pseudo_labels.make_labeler(recipe, source)
-    labels = LabelSource(source, offline, MultiScaleSegmentation())(net, batch, [labeler.low, labeler.high])
+@pytest.mark.parametrize("source", ["cam", "par", "affinity"])
+def test_a_band_is_what_training_would_make_of_the_whole_image(source):
+    stage = "cam" if source == "cam" else "afa"
+    recipe = scene_recipe(f"method.labels={stage}", "method.low=0.1", "method.high=0.2")
+    method, batch = untrained(recipe, seed=1), make_batch()
+    net, labeler = method.net, method.labeler
+    trained = labeler(net, batch, net(batch["image"]), source == "affinity").segmentation
+    labels = LabelSource(method, source, MultiScaleSegmentation())(batch, method.backgrounds)
     assert torch.equal(merge_labels(labels), trained)
     assert set(trained.unique().tolist()) & {1, 3}
     assert 2 not in trained
 
 
 def test_one_score_decides_pixel_by_pixel():
-    class Net(nn.Module):
-        def activate(self, image):
-            return SimpleNamespace(cam=self.cam, tokens=None)
-
-    net = Net()
-    net.cam = torch.rand(1, 3, 34, 46)
-    config = small_recipe()["pseudo_label"] | {"cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"}}
-    config["cam"] |= {"scales": [1.0], "mirror": False}
-    labeler = pseudo_labels.make_labeler({"pseudo_label": config}, "cam")
-    (label,) = LabelSource("cam", labeler, MultiScaleSegmentation())(net, make_batch(), [0.4])
-    cam = net.cam[0] - net.cam[0].amin((1, 2), keepdim=True)
+    method, raw = untrained(scene_recipe("method.cam.mirror=false")), torch.rand(1, 3, 34, 46)
+    method.net.activate = lambda image: SimpleNamespace(cam=raw, tokens=None)
+    (label,) = LabelSource(method, "cam", MultiScaleSegmentation())(make_batch(), [0.4])
+    cam = raw[0] - raw[0].amin((1, 2), keepdim=True)
     cam = cam / (cam.amax((1, 2), keepdim=True) + 1e-5)
     for y, x in [(0, 0), (7, 40), (33, 45), (20, 20), (5, 9)]:
         first, third = cam[0, y, x].item(), cam[2, y, x].item()
@@ -122,12 +93,9 @@ def test_one_score_decides_pixel_by_pixel():
 
 
 def test_segmentation_is_the_best_of_background_and_own_classes():
-    net = SimpleNamespace(segment=lambda image: logits)
-    logits = torch.randn(1, 4, 34, 46)
-    source = LabelSource(
-        "seg", PseudoLabeler(nn.Identity(), nn.Identity(), nn.Identity()), MultiScaleSegmentation()
-    )
-    (label,) = source(net, make_batch(), [0.0])
+    method, logits = untrained(scene_recipe()), torch.randn(1, 4, 34, 46)
+    method.net.segment = lambda image: logits
+    (label,) = LabelSource(method, "seg", MultiScaleSegmentation())(make_batch(), [0.0])
     wanted = torch.tensor([0, 1, 3])[logits[:, [0, 1, 3]].argmax(1)]
     assert torch.equal(label, wanted)
 
@@ -140,12 +108,8 @@ def test_the_crf_gets_probabilities_and_has_the_last_word(source):
             torch.testing.assert_close(probability.sum(1), torch.ones_like(probability[:, 0]))
             return torch.stack([torch.zeros_like(probability[:, 0])] * 2 + [probability[:, 0]], 1)
 
-    recipe = small_recipe()
-    net, _ = build(recipe)
-    labeler = pseudo_labels.make_labeler(recipe, source)
-    labels = LabelSource(source, labeler, MultiScaleSegmentation(crf=Crf()))(
-        net.eval(), make_batch(), [0.3, 0.5]
-    )
+    label_source = LabelSource(untrained(scene_recipe()), source, MultiScaleSegmentation(crf=Crf()))
+    labels = label_source(make_batch(), [0.3, 0.5])
     assert all((label == 3).all() for label in labels)
 
 
@@ -182,7 +146,7 @@ def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
         save_label(label, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pseudo_labels, "save_label", save_three)
+        patch.setattr(label_writer, "save_label", save_three)
         with pytest.raises(OSError, match="power"):
             run("source=cam", f"out={broken}")
     before = {path: path.stat().st_mtime_ns for path in broken.glob("*.png")}
@@ -202,7 +166,7 @@ def test_labels_of_other_settings_are_not_mixed(run, tmp_path):
         message = run("source=cam", f"out={out}", "background=0.4", change)
         assert message.startswith(f"error: out={out} has labels of ")
         assert len(message.splitlines()) == 1
-    other = save_checkpoint(tmp_path / "other.ckpt", "model.affinity_gain=0.5")
+    other = save(untrained(scene_recipe(), seed=4), tmp_path / "other.ckpt")
     assert "checkpoint_sha256" in run("source=cam", f"out={out}", "background=0.4", f"ckpt={other}")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "photos").mkdir()
@@ -254,7 +218,7 @@ def test_processes_share_the_images_out():
     scenes = SyntheticScenes(7, 32, 3)
     seen = []
     for rank in range(3):
-        images = pseudo_labels.WholeImages(scenes, 0, False)
+        images = label_writer.WholeImages(scenes, EvalTransform(), 0, False)
         images.trainer = SimpleNamespace(global_rank=rank, world_size=3)
         share = images.predict_dataloader()
         seen.append([batch["name"][0] for batch in share])
@@ -266,17 +230,15 @@ def test_processes_share_the_images_out():
 def test_two_processes_count_the_same(run, tmp_path, checkpoint):
     own = ["source=cam", "split=val", "sweep_thresholds=true"]
     run(*own)
-    command = [sys.executable, "-m", "wsss_afa.pseudo_labels", f"ckpt={checkpoint}", *DATA, *own]
-    command += ["trainer.accelerator=cpu", "trainer.devices=2", f"hydra.run.dir={tmp_path}/both"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = [f"ckpt={checkpoint}", *DATA, *own, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}/both"]
+    run_as_two(pseudo_labels, tmp_path / "both", *words)
     one, two = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("run", "both"))
     assert one == two
 
 
 MISTAKES = {
     "no folder": ([], r"out=VALUE"),
-    "unknown source": (["source=crf"], r"source=crf .* cam, par, affinity, seg"),
+    "unknown source": (["source=crf"], r"source=crf: .* cam, par, affinity, seg"),
     "unknown split": (["split=test", "out=x"], r"split=test .* train or val"),
     "unknown format": (["format=[jpg]", "out=x"], r"format=\['jpg'\]"),
     "coco alone": (["format=[coco]", "out=x"], r"\[png, coco\]"),
@@ -304,8 +266,10 @@ def test_a_mistake_gets_one_line(mistake, run, tmp_path, monkeypatch):
 
 
 def test_affinity_that_was_not_trained_is_refused(run, tmp_path):
-    baseline = save_checkpoint(tmp_path / "none.ckpt", "pseudo_label=none")
-    assert "teaches no affinity" in run(f"ckpt={baseline}", f"out={tmp_path}/x", "source=affinity")
+    baseline = save(untrained(scene_recipe("method.labels=cam")), tmp_path / "none.ckpt")
+    assert "source=affinity: this checkpoint has none such; set source to cam, par, seg" in run(
+        f"ckpt={baseline}", f"out={tmp_path}/x", "source=affinity"
+    )
     assert "5 PNGs" in run(f"ckpt={baseline}", f"out={tmp_path}/x", "source=par")
 
 

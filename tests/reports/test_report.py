@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, precision_score, recall_score
 
+from two_processes import run_as_two
 from wsss_afa import evaluate
 from wsss_afa.callbacks.report import Shortlist, choose
 from wsss_afa.errors import UserError
-from wsss_afa.methods.recipe import RECIPE_KEY, Recipe, build
 from wsss_afa.metrics import count_pairs
 from wsss_afa.reports.evaluation import (
     Evaluation,
@@ -35,7 +35,6 @@ from wsss_afa.reports.evaluation import (
     shrink,
     top_confusions,
 )
-from wsss_afa.types import MEAN, STD
 from wsss_afa.visualize import Panel, confusion_figure, curve_figure, to_svg
 
 pytestmark = [
@@ -269,36 +268,11 @@ def test_a_browser_shows_it_without_complaint(names, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A training run's folder: a checkpoint of random weights and its history."""
-    recipe = Recipe(
-        model={
-            "_target_": "wsss_afa.methods.afa.network.AFANet",
-            "decoder_dim": 16,
-            "backbone": {
-                "_target_": "wsss_afa.models.backbones.mix_transformer.mix_transformer",
-                "variant": "tiny",
-                "pretrained": None,
-            },
-        },
-        pseudo_label={
-            "_target_": "wsss_afa.methods.afa.pseudo_labels.PseudoLabeler",
-            "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM", "scales": [1.0]},
-            "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
-            "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation", "radius": 2},
-        },
-        class_names=["disc", "box", "triangle"],
-        mean=list(MEAN),
-        std=list(STD),
-    )
-    torch.manual_seed(0)
-    net, _ = build(recipe)
-    torch.nn.init.normal_(net.decoder.predict.weight)
-    torch.nn.init.normal_(net.classifier.weight)
+def run_folder(afa_checkpoint, tmp_path_factory):
+    """A training run's folder: a checkpoint and its history."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "checkpoints").mkdir()
-    state = {f"net.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"state_dict": state, RECIPE_KEY: dict(recipe)}, folder / "checkpoints" / "best.ckpt")
+    shutil.copy(afa_checkpoint, folder / "checkpoints" / "best.ckpt")
     (folder / "metrics.csv").write_text("step,val/miou_seg\n99,0.25\n199,0.43219\n")
     return folder
 
@@ -376,14 +350,14 @@ def test_without_masks_it_tells_of_tags(run_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_report_what_one_does(run_folder, tmp_path, monkeypatch):
+def test_two_processes_score_and_report_what_one_does(run_folder, tmp_path, monkeypatch):
     """Seven images: one process has four of them, the other three."""
     more = [*SCENES, "callbacks.report.num_images=2"]
     run(monkeypatch, *arguments(run_folder, tmp_path / "1", *more, "trainer.devices=1"))
-    words = arguments(run_folder, tmp_path / "2", *more, "trainer.devices=2")
-    command = [sys.executable, "-m", "wsss_afa.evaluate", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_as_two(evaluate, tmp_path / "2", *arguments(run_folder, tmp_path / "2", *more))
+    one, two = (json.loads((tmp_path / str(n) / "metrics.json").read_text()) for n in (1, 2))
+    assert one == two
+    assert 0 < one["val/miou_seg"] < 100
     one, two = ((tmp_path / str(n) / "report.html").read_text(encoding="utf-8") for n in (1, 2))
     assert Tables(one).tables == Tables(two).tables
     shots = [re.findall(r"<b>(val_\d+)</b>", page) for page in (one, two)]

@@ -12,35 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from untrained import save, scene_recipe, untrained
 from wsss_afa import predict
 from wsss_afa.inference.predictor import Predictor
-from wsss_afa.methods.recipe import build
+from wsss_afa.methods.base import Method
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.types import MEAN, STD, Activation, AffinityTokens
 
 COLOURS = np.array([[90, 90, 90], [230, 20, 20], [20, 230, 20], [20, 20, 230]], np.uint8)
 """Of background, red, green and blue."""
 
-RECIPE: dict[str, Any] = {
-    "model": {
-        "_target_": "wsss_afa.methods.afa.network.AFANet",
-        "decoder_dim": 16,
-        "backbone": {
-            "_target_": "wsss_afa.models.backbones.mix_transformer.mix_transformer",
-            "variant": "tiny",
-            "pretrained": None,
-        },
-    },
-    "pseudo_label": {
-        "_target_": "wsss_afa.methods.afa.pseudo_labels.PseudoLabeler",
-        "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM", "scales": [1.0, 0.5]},
-        "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
-        "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation"},
-    },
-    "class_names": ["red", "green", "deep blue"],
-    "mean": list(MEAN),
-    "std": list(STD),
-}
+NAMES = ("red", "green", "deep blue")
 
 
 class Painter(nn.Module):
@@ -52,7 +34,7 @@ class Painter(nn.Module):
 
     def __init__(self, reduction: int = 1):
         super().__init__()
-        self.backbone = SimpleNamespace(reductions=(reduction,), min_side=1)
+        self.backbone = SimpleNamespace(reductions=(reduction,), min_side=1, mean=MEAN, std=STD)
         self.sizes: list[tuple[int, ...]] = []
         self.passes = 0
 
@@ -72,10 +54,18 @@ class Painter(nn.Module):
         return Activation(cam, AffinityTokens([], [], (cam.shape[-2], cam.shape[-1])))
 
 
+class Colours(Method):
+    """The method of that network; it has nothing to learn."""
+
+    def __init__(self, reduction: int = 1):
+        super().__init__(Painter(reduction), len(NAMES), {"never": 0}, {})
+        self.cam = MultiScaleCAM((1.0,), mirror=False)
+        self.recipe = {"class_names": NAMES}
+
+
 def painter(reduction: int = 1, **settings: Any) -> Predictor:
     """A predictor around it."""
-    labeler = SimpleNamespace(cam=MultiScaleCAM((1.0,), mirror=False))
-    return Predictor(Painter(reduction), labeler, RECIPE, "cpu", **settings)
+    return Predictor(Colours(reduction), "cpu", **settings)
 
 
 def scene(height: int = 24, width: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +79,8 @@ def scene(height: int = 24, width: int = 40) -> tuple[np.ndarray, np.ndarray]:
 
 def save_checkpoint(path: Path) -> Path:
     """Write the checkpoint of a network of random weights."""
-    torch.manual_seed(0)
-    net, _ = build(RECIPE)
-    nn.init.normal_(net.decoder.predict.weight, std=2)  # else the background is everywhere
-    state = {f"net.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"wsss_afa": RECIPE, "state_dict": state}, path)
-    return path
+    own = ("backbone.strides=[4,2,2,1]", "method.cam.scales=[1.0,0.5]")
+    return save(untrained(scene_recipe(*own, class_names=NAMES), std=2), path)
 
 
 def run_predict(*arguments: str) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def records(path: Path) -> Iterator[Record]:
             record.ParseFromString(whole)
             yield record
             whole = b""
+
+
+def isolated(home: Path) -> dict[str, str]:
+    """An environment that knows no W&B account."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return kept | {"HOME": str(home), "NETRC": str(home / "netrc"), "OMP_NUM_THREADS": "1"}
 
 
 class Run:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
+from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.errors import UserError
 
 
@@ -52,8 +54,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
             _quieten()
             try:
+                refuse_renamed(sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
-                    print(help_page(config_name, [word for word in sys.argv[1:] if not word.startswith("-")]))
+                    print(help_page(config_name, _overrides()))
                     return
                 hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
             except _MISTAKES as error:
@@ -151,16 +154,27 @@ def _override(error: Exception, config_name: str) -> str:
     if match is None:
         return text
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        known = _keys(OmegaConf.to_container(hydra.compose(config_name, _choices())))
+        known = _keys(OmegaConf.to_container(hydra.compose(config_name, _choices(_overrides()))))
     near = difflib.get_close_matches(match[1], known, n=1)
     hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
     return f"{match[1]} is no setting of this run; {hint}"
 
 
-def _choices() -> list[str]:
-    """The overrides that choose a group's file; the others may be the mistake."""
-    groups = {path.name for path in Path(CONFIG_DIR).iterdir() if path.is_dir()}
-    return [word for word in sys.argv[1:] if word.lstrip("+").partition("=")[0] in groups]
+def _overrides() -> list[str]:
+    """The overrides of the command line, and as one of them a user's folder of settings, ``--config-dir``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")  # as Hydra has it
+    options, words = parser.parse_known_args(sys.argv[1:])
+    overrides = [word for word in words if not word.startswith("-")]
+    if options.config_dir is not None:
+        overrides.append(f"hydra.searchpath=['file://{Path(options.config_dir).absolute()}']")
+    return overrides
+
+
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose a group's file or say where it lies; the others may be the mistake."""
+    groups = {path.name for path in Path(CONFIG_DIR).iterdir() if path.is_dir()} | {"hydra.searchpath"}
+    return [word for word in overrides if word.lstrip("+").partition("=")[0] in groups]
 
 
 def _keys(config: object, prefix: str = "") -> list[str]:

@@ -38,15 +38,15 @@ def help_page(config_name: str, overrides: Sequence[str]) -> str:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg))
-    groups = _groups(program, _choices(config))
+    folders = _folders(config)
+    groups = _groups(program, folders, _choices(config))
     lines = [*_header(program), "", *(["Groups and their files", *groups, ""] if groups else []), _MORE]
     settings = dict(_leaves({key: value for key, value in config.items() if key != "hydra"}))
     chosen = {group: name for group, name in _choices(config).items() if name is not None}
     prefixes = ["", *(f"{group.replace('/', '.')}." for group in chosen)]
     general = _comments([program], "")
     for prefix, (group, name) in zip(prefixes, [("", config_name), *chosen.items()], strict=True):
-        chosen_file = program.parent / group / f"{name}.yaml"
-        files = [*sorted(chosen_file.parent.glob("*.yaml")), chosen_file]
+        files = sorted(_files(folders, group), key=lambda file: file.stem == name)  # the chosen one last
         comments = _comments(files, prefix) | general if group else general
         own = [n for n in settings if max(filter(n.startswith, prefixes), key=len) == prefix]
         rows = [_row(setting, settings[setting], _comment(comments, setting)) for setting in own]
@@ -66,6 +66,19 @@ def _choices(config: Mapping[str, Any]) -> dict[str, str | None]:
     return dict(sorted(chosen.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
 
 
+def _folders(config: Mapping[str, Any]) -> list[Path]:
+    """Where settings lie: the library's folder, and one that the user has added."""
+    sources = config["hydra"]["runtime"]["config_sources"]
+    return [Path(source["path"]) for source in sources if source["schema"] == "file"]
+
+
+def _files(folders: Sequence[Path], group: str) -> list[Path]:
+    """The files of a group, by name."""
+    return sorted(
+        (file for folder in folders for file in (folder / group).glob("*.yaml")), key=lambda x: x.stem
+    )
+
+
 def _header(path: Path) -> list[str]:
     """The comment at the top of a file, without its marks."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "@package" not in line]
@@ -73,13 +86,13 @@ def _header(path: Path) -> list[str]:
     return [line[1:].removeprefix(" ") for line in lines[:end]] or [""]
 
 
-def _groups(program: Path, choices: Mapping[str, str | None]) -> list[str]:
+def _groups(program: Path, folders: Sequence[Path], choices: Mapping[str, str | None]) -> list[str]:
     """The groups that are composed, and those that the program's examples add as ``+GROUP``."""
     examples = [line for line in _header(program) if f"wsss_afa.{program.stem} " in line]
     offered = re.findall(r"\+(\w+)=", "\n".join(examples))
     rows = []
     for group in sorted({*choices, *offered}):
-        files = sorted(path.stem for path in (program.parent / group).glob("*.yaml"))
+        files = [path.stem for path in _files(folders, group)]
         if len(files) > 1:
             mark = "" if group in choices else "+"
             names = " ".join(f"[{name}]" if name == choices.get(group) else name for name in files)

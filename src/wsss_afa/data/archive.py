@@ -79,21 +79,24 @@ def list_files(archive: Path) -> dict[PurePosixPath, int]:
     Raises:
         UserError: the archive is missing, damaged or not safe.
     """
-    files: dict[PurePosixPath, int] = {}
-    total = 0
+    files, total = dict[PurePosixPath, int](), 0
     try:
         limit = MAX_RATIO * archive.stat().st_size + _ALLOWANCE
         with _open(archive) as (members, _):
             for count, (name, size, is_folder, is_plain) in enumerate(map(_describe, members), 1):
                 path, total = PurePosixPath(name), total + size
-                outside = path.is_absolute() or ".." in path.parts or set(name) & set("\\:")
-                _require(archive, not outside, f"the path {name!r}")
-                _require(archive, is_plain, f"the link or device {name!r}")
-                _require(archive, path not in files, f"{name!r} twice")
-                small = total <= limit and count <= MAX_ENTRIES
-                _require(archive, small, f"more than {limit / 1e6:.0f} MB or {MAX_ENTRIES} entries in it")
-                if not is_folder:
-                    files[path] = size
+                problems = {
+                    f"the path {name!r}": path.is_absolute() or ".." in path.parts or set(name) & set("\\:"),
+                    f"the link or device {name!r}": not is_plain,
+                    f"{name!r} twice": path in files,
+                    f"more than {limit / 1e6:.0f} MB": total > limit,
+                    f"more than {MAX_ENTRIES} entries": count > MAX_ENTRIES,
+                }
+                for problem, found in problems.items():
+                    if found:
+                        remedy = "need plain files below one folder: copy the official archive"
+                        raise UserError(f"{archive} has {problem}, {remedy}")
+                files |= {} if is_folder else {path: size}
     except OSError as error:
         raise UserError(f"{archive} cannot be read ({error}): copy it anew") from error
     return files
@@ -119,13 +122,6 @@ def _describe(member: tarfile.TarInfo | zipfile.ZipInfo) -> tuple[str, int, bool
         return member.name, member.size, member.isdir(), member.isdir() or member.isreg()
     kind = stat.S_IFMT(member.external_attr >> 16)
     return member.filename, member.file_size, member.is_dir(), kind in (0, stat.S_IFDIR, stat.S_IFREG)
-
-
-def _require(archive: Path, condition: bool, problem: str) -> None:
-    if not condition:
-        raise UserError(
-            f"{archive} has {problem}, need plain files below one folder: copy the official archive"
-        )
 
 
 def _require_same(listed: dict[Path, dict[PurePosixPath, int]], target: Path, folder: str) -> None:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle_tools
 
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.data.images import read_image, read_mask, require_files
+from wsss_afa.data.images import encode_png, read_image, read_mask, require_files
 from wsss_afa.errors import UserError
+from wsss_afa.files import write_whole
 from wsss_afa.types import IGNORE_INDEX, Sample
 
 COCO_CLASSES = (
@@ -38,24 +36,13 @@ COCO_CLASSES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 """The 80 foreground classes in order of category id; mask value c + 1 is ``COCO_CLASSES[c]``."""
-
-
 _YEARS = (2014, 2017)
-
-
 _FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
-
-
 _FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
 
 
-class Region(NamedTuple):
-    """One annotated object or crowd."""
-
-    label: int
-    """Mask value: c + 1, or 255 for a crowd."""
-    segmentation: Any
-    """Polygons (x, y, x, y, …) in pixels, or a run length with ``counts`` and ``size``."""
+Region = tuple[int, Any]
+"""Mask value, c + 1 or 255 for a crowd; polygons (x, y, x, y, …) in pixels, or a run length."""
 
 
 class COCO:
@@ -100,9 +87,14 @@ class COCO:
         self.summary = f"{root}: {len(images)} annotated images of {len(content['images'])} in {path}"
         self._regions: list[list[Region]] | None = None
         if with_mask:
-            self._regions = _group(content["annotations"], rows, classes)
+            self._regions = [[] for _ in images]
+            for item in content["annotations"]:
+                label = IGNORE_INDEX if item.get("iscrowd") else classes[item["category_id"]] + 1
+                self._regions[rows[item["image_id"]]].append((label, item["segmentation"]))
             self._sizes = [(image["height"], image["width"]) for image in images]
-            self._cache = Path(cache_dir or "~/.cache/wsss_afa").expanduser() / _fingerprint(path)
+            with path.open("rb") as file:
+                fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            self._cache = Path(cache_dir or "~/.cache/wsss_afa").expanduser() / fingerprint
 
     @property
     def paths(self) -> list[Path]:
@@ -125,28 +117,20 @@ class COCO:
                 )
             path = self._cache / f"{sample['name']}.png"
             if not path.exists():
-                _write_atomically(path, rasterize(self._regions[index], *self._sizes[index]))
+                _keep(path, _rasterize(self._regions[index], *self._sizes[index]))
             sample["mask"] = read_mask(path, image.shape[:2])
         return sample
 
 
-def rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uint8]:
-    """Paint regions by area, the largest first.
-
-    Returns:
-        (height, width) labels, 0 where nothing is annotated.
-    """
+def _rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uint8]:
+    """Paint regions by area, the largest first, on a background of 0."""
     mask = np.zeros((height, width), np.uint8)
-    layers = [(_run_length(region.segmentation, height, width), region.label) for region in regions]
-    for run_length, label in sorted(layers, key=lambda layer: -int(rle_tools.area(layer[0]))):
-        mask[_decode(run_length)] = label
-    return mask
-
-
-def _decode(run_length: Any) -> NDArray[np.bool_]:
+    layers = [(_run_length(segmentation, height, width), label) for label, segmentation in regions]
     with warnings.catch_warnings():  # under NumPy 2 pycocotools calls what NumPy deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
-        return np.asarray(rle_tools.decode(run_length), bool)
+        for run_length, label in sorted(layers, key=lambda layer: -int(rle_tools.area(layer[0]))):
+            mask[rle_tools.decode(run_length).astype(bool)] = label
+    return mask
 
 
 def _run_length(segmentation: Any, height: int, width: int) -> Any:
@@ -156,18 +140,17 @@ def _run_length(segmentation: Any, height: int, width: int) -> Any:
         if not all(np.abs(polygon).max(initial=0) <= 2 * max(height, width) for polygon in segmentation):
             raise UserError(f"an outline leaves its image of {height}×{width} pixels by far: mend the file")
         return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width))
-    if list(segmentation["size"]) != [height, width]:
-        raise UserError(
-            f"a region of {segmentation['size']} pixels is in an image of {[height, width]}: mend the file"
-        )
-    if isinstance(segmentation["counts"], str):
+    size, counts = list(segmentation["size"]), segmentation["counts"]
+    if size != [height, width]:
+        raise UserError(f"a region of {size} pixels is in an image of {[height, width]}: mend the file")
+    if isinstance(counts, str):
         return segmentation
-    counts = segmentation["counts"].tolist()
-    return rle_tools.frPyObjects({"counts": counts, "size": segmentation["size"]}, height, width)
+    return rle_tools.frPyObjects({"counts": counts.tolist(), "size": size}, height, width)
 
 
 def _locate(root: Path, split: str, year: int | None) -> tuple[Path, Path]:
-    for name in (f"{split}{year}" for year in ((year,) if year else _YEARS)):
+    for each in (year,) if year else _YEARS:
+        name = f"{split}{each}"
         annotations = root / "annotations" / f"instances_{name}.json"
         for folder in (root / name, root / "images" / name):
             if annotations.is_file() and folder.is_dir():
@@ -183,7 +166,12 @@ def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Keep the keys only, dropping the rest while the file is parsed, and numbers as arrays."""
 
     def slim(item: dict[str, Any]) -> dict[str, Any]:
-        return {key: _compact(key, item[key]) for key in keys if key in item}
+        kept = {key: item[key] for key in keys if key in item}
+        if isinstance(kept.get("segmentation"), list):
+            kept["segmentation"] = [np.array(polygon) for polygon in kept["segmentation"]]
+        if isinstance(kept.get("counts"), list):
+            kept["counts"] = np.array(kept["counts"])
+        return kept
 
     try:
         with path.open(encoding="utf-8") as file:
@@ -194,12 +182,6 @@ def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     if absent:
         raise UserError(f"{path} has no {', '.join(absent)}, need COCO's instances file: copy it anew")
     return content
-
-
-def _compact(key: str, value: Any) -> Any:
-    if key == "segmentation" and isinstance(value, list):
-        return [np.array(polygon) for polygon in value]
-    return np.array(value) if key == "counts" and isinstance(value, list) else value
 
 
 def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
@@ -220,31 +202,14 @@ def read_category_ids(path: Path) -> dict[str, int]:
     return {COCO_CLASSES[index]: key for key, index in _classes(content["categories"], path).items()}
 
 
-def _group(annotations: list[Any], rows: dict[int, int], classes: dict[int, int]) -> list[list[Region]]:
-    """The regions of each image."""
-    regions: list[list[Region]] = [[] for _ in rows]
-    for item in annotations:
-        label = IGNORE_INDEX if item.get("iscrowd") else classes[item["category_id"]] + 1
-        regions[rows[item["image_id"]]].append(Region(label, item["segmentation"]))
-    return regions
-
-
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _write_atomically(path: Path, mask: NDArray[np.uint8]) -> None:
-    """Other processes see the whole file or none."""
+def _keep(path: Path, mask: NDArray[np.uint8]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            Image.fromarray(mask).save(file, "PNG")
-        os.replace(file.name, path)
+        write_whole(path, encode_png(mask))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): set data.cache_dir elsewhere") from error
 
 
+@dataclass(eq=False, repr=False)
 class COCODataModule(TaggedDataModule):
     """MS COCO, 2014 or 2017.
 
@@ -259,32 +224,12 @@ class COCODataModule(TaggedDataModule):
         UserError: A value is out of its range; from ``setup``, files are missing.
     """
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        year: int | None = None,
-        cache_dir: str | None = None,
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        self.root, self.year, self.cache_dir = root, year, cache_dir
+    root: str
+    year: int | None = None
+    cache_dir: str | None = None
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The 80 classes of COCO."""
-        return COCO_CLASSES
+    class_names = COCO_CLASSES
 
-    def make_train_set(self) -> COCO:
-        """The annotated training images with their tags."""
-        return COCO(self.root, "train", self.year)
-
-    def make_val_set(self) -> COCO:
-        """The annotated validation images with their masks."""
-        return COCO(self.root, "val", self.year, with_mask=True, cache_dir=self.cache_dir)
+    def make_set(self, split: str) -> COCO:
+        """The annotated images of a split with their tags and, for ``val``, masks."""
+        return COCO(self.root, split, self.year, with_mask=split == "val", cache_dir=self.cache_dir)

@@ -30,14 +30,12 @@ def write_coco(folder: LabelFolder, class_names: Sequence[str]) -> None:
         folder: Of the labels.
         class_names: C foreground classes, in order.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for image_id, name in enumerate(folder.names(), 1):
         with open_image(folder.path(name)) as image:
             width, height = image.size
-        label = read_mask(folder.path(name), (height, width))
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for region in regions(label):
+        for region in regions(read_mask(folder.path(name), (height, width))):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **region})
     categories = [{"id": index, "name": name} for index, name in enumerate(class_names, 1)]
     categories.append({"id": IGNORE_INDEX, "name": "ignored"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning as L
@@ -21,8 +22,11 @@ from wsss_afa.errors import UserError
 from wsss_afa.types import MEAN, STD
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TaggedDataModule(L.LightningDataModule, ABC):
     """Loaders of a training set without masks and of a validation set, with masks where there are any.
+
+    Data modules are dataclasses: each adds its own arguments to these, which are given by name.
 
     Args:
         batch_size: Images per optimiser step, over all processes and accumulated micro-batches.
@@ -40,39 +44,28 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         UserError: A value is out of its range.
     """
 
-    has_masks: bool = True
+    batch_size: int = 8
+    crop_size: int = 512
+    num_workers: int = 0
+    scale: Sequence[float] = (0.5, 2.0)
+    flip: float = 0.5
+    seed: int = 0
+    balanced: bool = False
+    skip_broken: bool = False
+
+    class_names: tuple[str, ...] = field(init=False)
+    """The C foreground classes."""
+    has_masks = True
     """Whether validation images have masks."""
-    val_split: str = "val"
+    val_split = "val"
     """Name of the validation split."""
 
-    def __init__(
-        self,
-        batch_size: int,
-        crop_size: int,
-        num_workers: int,
-        scale: Sequence[float],
-        flip: float,
-        seed: int,
-        balanced: bool,
-        skip_broken: bool,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        self.batch_size = batch_size
-        self.crop_size = crop_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.balanced = balanced
-        self.skip_broken = skip_broken
-        self._augmentation = (crop_size, tuple(scale), flip)
         self.normalize(MEAN, STD)
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._broken: set[str] = set()
-
-    @property
-    @abstractmethod
-    def class_names(self) -> tuple[str, ...]:
-        """The C foreground classes, known without touching the disk."""
 
     @property
     def num_classes(self) -> int:
@@ -80,16 +73,20 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         return len(self.class_names)
 
     @property
-    def train_tags(self) -> NDArray[np.bool_]:
-        """Tags of the training images, (n, C); ``setup("fit")`` comes first."""
+    def train_set(self) -> SampleSet:
+        """The training images; ``setup("fit")`` comes first."""
         assert self._train is not None, "setup('fit') comes first"
-        return self._train.labels
+        return self._train
+
+    @property
+    def train_tags(self) -> NDArray[np.bool_]:
+        """Tags of the training images, (n, C)."""
+        return self.train_set.labels
 
     @property
     def num_train_images(self) -> int:
-        """Training images; ``setup("fit")`` comes first."""
-        assert self._train is not None, "setup('fit') comes first"
-        return len(self._train)
+        """Training images."""
+        return len(self.train_set)
 
     @property
     def num_val_images(self) -> int:
@@ -97,12 +94,8 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         return 0 if self._val is None else len(self._val)
 
     @abstractmethod
-    def make_train_set(self) -> SampleSet:
-        """The training images, without masks."""
-
-    @abstractmethod
-    def make_val_set(self) -> SampleSet:
-        """The validation images, with masks if they have any."""
+    def make_set(self, split: str) -> SampleSet:
+        """The images of ``train``, without masks, or of ``val``, with masks if they have any."""
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalise images as a method's backbone wants them; ImageNet's numbers stand until then.
@@ -111,7 +104,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
             mean: RGB in 0…255 units.
             std: RGB in 0…255 units.
         """
-        self._train_transform = TrainTransform(*self._augmentation, mean, std)
+        self._train_transform = TrainTransform(self.crop_size, self.scale, self.flip, mean, std)
         self.eval_transform = EvalTransform(mean, std)
 
     def setup(self, stage: str) -> None:
@@ -121,10 +114,10 @@ class TaggedDataModule(L.LightningDataModule, ABC):
             UserError: Files are missing or not laid out as expected.
         """
         if stage == "fit" and self._train is None:
-            self._train = self.make_train_set()
+            self._train = self.make_set("train")
         validates = self.trainer.limit_val_batches > 0 if self.trainer else stage == "validate"
         if self._val is None and validates:
-            self._val = self.make_val_set()
+            self._val = self.make_set("val")
 
     def use_labels(self, folder: str | Path) -> None:
         """Train on the label PNGs of a folder; ``setup("fit")`` comes first.
@@ -132,8 +125,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         Raises:
             UserError: The folder does not fit the training images.
         """
-        assert self._train is not None, "setup('fit') comes first"
-        self._train = LabelledImages(self._train, folder)
+        self._train = LabelledImages(self.train_set, folder)
 
     def train_dataloader(self) -> DrawLoader:
         """The micro-batches that this process has yet to see; without a Trainer, one pass over the images.
@@ -141,15 +133,13 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         Raises:
             UserError: The run has no number of steps, or the batch cannot be shared out evenly.
         """
-        assert self._train is not None, "setup('fit') comes first"
-        sampler = self._sampler(len(self._train))
-        images = Augmented(self._train, self._train_transform, self.skip_broken)
-        return DrawLoader(images, sampler, self.num_workers, self._broken)
+        images = Augmented(self.train_set, self._train_transform, self.skip_broken)
+        return DrawLoader(images, self._sampler(len(images)), self.num_workers, self._broken)
 
     def val_dataloader(self) -> DrawLoader:
         """Single images of native size: every ``world_size``-th, so that none is seen twice."""
         if self._val is None:
-            self._val = self.make_val_set()
+            self._val = self.make_set("val")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [[index] for index in range(rank, len(self._val), world_size)]
         images = Augmented(self._val, self.eval_transform, self.skip_broken)
@@ -160,22 +150,17 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         say_skipped(self._broken)
 
     def _sampler(self, length: int) -> DrawSampler:
-        trainer, weights = self.trainer, balanced_weights(self.train_tags) if self.balanced else None
-        if trainer is None:
-            steps = -(-length // self.batch_size)
-            return DrawSampler(length, self.batch_size, steps, self.seed, weights=weights)
-        if trainer.max_steps < 1:
-            raise UserError(
-                f"trainer.max_steps is {trainer.max_steps}, need the run's number of optimiser steps: set it"
-            )
-        return DrawSampler(
-            length,
-            self.batch_size,
-            num_steps=trainer.max_steps,
-            seed=self.seed,
-            start_step=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            accumulation=trainer.accumulate_grad_batches,
-            weights=weights,
-        )
+        place = {"num_steps": -(-length // self.batch_size)}
+        if (trainer := self.trainer) is not None:
+            if trainer.max_steps < 1:
+                steps = f"trainer.max_steps is {trainer.max_steps}"
+                raise UserError(f"{steps}, need the run's number of optimiser steps: set it")
+            place = {
+                "num_steps": trainer.max_steps,
+                "start_step": trainer.global_step,
+                "rank": trainer.global_rank,
+                "world_size": trainer.world_size,
+                "accumulation": trainer.accumulate_grad_batches,
+            }
+        weights = balanced_weights(self.train_tags) if self.balanced else None
+        return DrawSampler(length, self.batch_size, seed=self.seed, weights=weights, **place)

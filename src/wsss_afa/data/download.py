@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
@@ -72,14 +73,39 @@ def download(
         return verify(path, source)
     if urlsplit(source.url).scheme not in ("http", "https") or not source.name:
         raise UserError(f"{source.url} is no address of a file, need http(s)://…/FILE: check base_url")
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_path(path)
+    reason = "no attempt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _insist(source, partial, attempts, wait, timeout, tell)
-        _verify_or_delete(partial, source)
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(min(wait * 2 ** (attempt - 1), _LONGEST_WAIT))
+            try:
+                _request(source, partial, timeout, tell)
+                break
+            except _BrokenOffError as error:
+                reason = str(error)
+        else:
+            raise UserError(
+                f"{source.url} failed {attempts} times, last: {reason}; {_size(partial)} bytes are kept: run "
+                "again to go on"
+            )
+        try:
+            verify(partial, source)
+        except UserError:
+            partial.unlink()  # else the next run would go on from wrong bytes
+            raise UserError(
+                f"{source.url} sent other bytes than {source.checksum} says and they are deleted: run again, "
+                "or set base_url to a mirror"
+            ) from None
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): free the disk or choose another one") from error
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def verify(path: Path, source: Source) -> None:
@@ -92,16 +118,15 @@ def verify(path: Path, source: Source) -> None:
     if algorithm not in ("md5", "sha256"):
         raise UserError(f"checksum={source.checksum}, need md5:… or sha256:…: mend it")
     try:
-        size = path.stat().st_size
-        if size != source.size:
-            raise UserError(f"{path} has {size} bytes, need {source.size}: delete it and run again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
+        found, wanted = f"{path.stat().st_size} bytes", f"{source.size}"
+        if path.stat().st_size == source.size:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
+            found, wanted = f"{algorithm}:{digest.hexdigest()}", source.checksum
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): copy it anew") from error
-    found = f"{algorithm}:{digest.hexdigest()}"
-    if found != source.checksum:
-        raise UserError(f"{path} has {found}, need {source.checksum}: delete it and run again")
+    if found != wanted:
+        raise UserError(f"{path} has {found}, need {wanted}: delete it and run again")
 
 
 def require_space(folder: Path, size: int) -> None:
@@ -118,33 +143,6 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def _verify_or_delete(partial: Path, source: Source) -> None:
-    """A partial file with wrong bytes would only be gone on from."""
-    try:
-        verify(partial, source)
-    except UserError:
-        partial.unlink()
-        raise UserError(
-            f"{source.url} sent other bytes than {source.checksum} says and they are deleted: run again, or "
-            "set base_url to a mirror"
-        ) from None
-
-
-def _insist(source: Source, partial: Path, attempts: int, wait: float, timeout: float, tell: Tell) -> None:
-    reason = "no attempt"
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(min(wait * 2 ** (attempt - 1), _LONGEST_WAIT))
-        try:
-            return _request(source, partial, timeout, tell)
-        except _BrokenOffError as error:
-            reason = str(error)
-    raise UserError(
-        f"{source.url} failed {attempts} times, last: {reason}; {_size(partial)} bytes are kept: run again "
-        "to go on"
-    )
-
-
 def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
     """Fetch what is missing, in one request."""
     if (done := _size(partial)) > source.size:
@@ -152,15 +150,47 @@ def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
         done = 0
     if done == source.size:
         return
-    with _open(source.url, done, timeout) as response:
-        start = _first_byte(response, source, done)
-        require_space(partial.parent, source.size - start)
-        size = _save(response, partial, start, source.size, tell)
-    if size > source.size:
+    headers = {"User-Agent": "wsss-afa"} | ({"Range": f"bytes={done}-"} if done else {})
+    try:
+        with _network():
+            response = urlopen(Request(source.url, headers=headers), timeout=timeout)  # noqa: S310 - http(s)
+    except HTTPError as error:
+        error.close()
+        answer = f"answered {error.code} {error.reason}"
+        if error.code in _PASSING:
+            raise _BrokenOffError(f"it {answer}") from error
+        raise UserError(
+            f"{source.url} {answer}, need the file: check base_url, or copy the file and set archives to its "
+            "folder"
+        ) from error
+    with response:
+        done = _first_byte(response, source, done)
+        require_space(partial.parent, source.size - done)
+        with partial.open("ab" if done else "wb") as file:
+            while done <= source.size:
+                with _network():
+                    chunk = response.read(_CHUNK)
+                if not chunk:
+                    break
+                done += file.write(chunk)
+                tell(min(done, source.size))
+    if done > source.size:
         partial.unlink()
         raise _BrokenOffError(f"it sent more than {source.size} bytes")
-    if size < source.size:
-        raise _BrokenOffError(f"it broke off at {size} of {source.size} bytes")
+    if done < source.size:
+        raise _BrokenOffError(f"it broke off at {done} of {source.size} bytes")
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """What fails in here, unlike the writing of a file, is worth another request."""
+    try:
+        yield
+    except HTTPError:
+        raise
+    except (OSError, HTTPException) as error:
+        inner = getattr(error, "reason", error)
+        raise _BrokenOffError(" ".join(str(inner).split()) or type(inner).__name__) from error
 
 
 def _first_byte(response: HTTPResponse, source: Source, done: int) -> int:
@@ -176,46 +206,6 @@ def _first_byte(response: HTTPResponse, source: Source, done: int) -> int:
             f"{source.url} offers {total} bytes, need {source.size}: it is another file, check base_url"
         )
     return done
-
-
-def _open(url: str, done: int, timeout: float) -> HTTPResponse:
-    headers = {"User-Agent": "wsss-afa"} | ({"Range": f"bytes={done}-"} if done else {})
-    try:
-        response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=timeout)  # noqa: S310 - http(s)
-    except HTTPError as error:
-        error.close()
-        if error.code in _PASSING:
-            raise _BrokenOffError(f"it answered {error.code} {error.reason}") from error
-        raise UserError(
-            f"{url} answered {error.code} {error.reason}, need the file: check base_url, or copy the file "
-            "and set archives to its folder"
-        ) from error
-    except (OSError, HTTPException) as error:
-        raise _BrokenOffError(_reason(error)) from error
-    return response
-
-
-def _save(response: HTTPResponse, partial: Path, done: int, size: int, tell: Tell) -> int:
-    """Write the body from byte ``done`` on, but not much more than ``size`` bytes; returns where it ends."""
-    with partial.open("ab" if done else "wb") as file:
-        while done <= size and (chunk := _read(response)):
-            done += file.write(chunk)
-            tell(min(done, size))
-    return done
-
-
-def _read(response: HTTPResponse) -> bytes:
-    """A part of the body; its reading alone, not the writing, counts as the network's failure."""
-    try:
-        return response.read(_CHUNK)
-    except (OSError, HTTPException) as error:
-        raise _BrokenOffError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """Of nested network errors, in one line."""
-    inner = getattr(error, "reason", error)
-    return " ".join(str(inner).split()) or type(inner).__name__
 
 
 def _size(path: Path) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ _TURNS = {
 
 
 def read_image(
-    path: Path | BinaryIO, upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
+    path: Path | IO[bytes], upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
 ) -> NDArray[np.uint8]:
     """Decode any image to RGB.
 
@@ -54,7 +55,11 @@ def read_image(
         UserError: The file is missing, truncated, no image or too large.
     """
     with _decoding(path), open_image(path) as image:
-        _check_pixels(path, image, max_pixels)
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise UserError(
+                f"{path} has {image.width}×{image.height} pixels, more than max_pixels={max_pixels}: "
+                "make it smaller or raise max_pixels"
+            )
         if max_side is None:
             return _rgb(image, upright)
         size = _reduced(image.size, max_side)
@@ -79,9 +84,8 @@ def shrink(image: NDArray[np.uint8], max_side: int | None, nearest: bool = False
 
 
 def _resize(image: NDArray[np.uint8], size: tuple[int, int], how: int) -> NDArray[np.uint8]:
-    if image.shape[1::-1] == size:
-        return image
-    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+    same = image.shape[1::-1] == size
+    return image if same else np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
 
 
 def _reduced(size: tuple[int, int], max_side: int) -> tuple[int, int]:
@@ -101,7 +105,7 @@ def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def read_mask(
-    path: Path | BinaryIO, size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
+    path: Path | IO[bytes], size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
 ) -> NDArray[np.uint8]:
     """Decode a palette or grey-scale PNG whose pixel values are the labels.
 
@@ -135,7 +139,14 @@ def read_mask(
     return mask
 
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of an image (H, W, 3) or of labels (H, W)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
     """Open an image whose head alone is read so far, and which Pillow can decode by itself.
 
     Others it would hand to programs, such as EPS, which is a program, to Ghostscript.
@@ -144,7 +155,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
-def read_kind(file: Path | BinaryIO) -> str:
+def read_kind(file: Path | IO[bytes]) -> str:
     """Format and colours as stored, such as "JPEG RGB", from an image's head; empty if there is no image."""
     try:
         with open_image(file) as image:
@@ -162,12 +173,11 @@ def require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
+        problem = f"cannot be opened ({error.strerror}): mend the path or its permissions"
         if path.is_symlink():
             problem = "links to nothing: copy the image there or remove the link"
         elif isinstance(error, FileNotFoundError):
             problem = "does not exist: mend the path"
-        else:
-            problem = f"cannot be opened ({error.strerror}): mend the path or its permissions"
         raise UserError(f"{path} {problem}") from error
     if stat.S_ISDIR(mode):
         readable = os.access(path, os.R_OK | os.X_OK)
@@ -208,15 +218,16 @@ def all_of(lines: list[str]) -> UserError:
 
 def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
     image.load()
-    if upright and (turn := _TURNS.get(_orientation(image))) is not None:
-        image = image.transpose(turn)
+    if upright:
+        with suppress(Exception):  # most have no such tag, and broken tags raise what they like
+            image = image.transpose(_TURNS[image.getexif()[_ORIENTATION]])
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 
 @contextmanager
-def _decoding(path: Path | BinaryIO | str) -> Iterator[None]:
+def _decoding(path: Path | IO[bytes] | str) -> Iterator[None]:
     """One line for whatever a decoder raises; what it warns of is tags, not pixels."""
     try:
         with warnings.catch_warnings():
@@ -237,23 +248,7 @@ def _decoding(path: Path | BinaryIO | str) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as an image ({reason}): copy it anew") from error
 
 
-def _check_pixels(path: Path | BinaryIO, image: Image.Image, limit: int | None) -> None:
-    if limit is not None and image.width * image.height > limit:
-        raise UserError(
-            f"{path} has {image.width}×{image.height} pixels, more than max_pixels={limit}: "
-            "make it smaller or raise max_pixels"
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 … 8; 0 where there is none that can be read."""
-    try:
-        return int(image.getexif().get(_ORIENTATION, 0))
-    except Exception:  # broken tags raise what they like
-        return 0
-
-
-def _kind(path: Path | BinaryIO | str) -> tuple[str, str]:
+def _kind(path: Path | IO[bytes] | str) -> tuple[str, str]:
     """What a file is that no decoder knows, and what to do about it."""
     if not isinstance(path, Path):
         return "of no known format", "copy it anew"
@@ -261,9 +256,10 @@ def _kind(path: Path | BinaryIO | str) -> tuple[str, str]:
         head = file.read(512)
     if not head:
         return "empty", "copy it anew"
-    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
+    brand = head[8:11] if head[4:8] == b"ftyp" else b""
+    if brand in (b"hei", b"hev", b"mif"):
         return "a HEIC photo", "convert it to JPEG"
-    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI ":
+    if brand or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI ":
         return "a video", "save a frame of it as JPEG"
     if b"<svg" in head:
         return "an SVG drawing", "export it as PNG"

@@ -9,12 +9,15 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from wsss_afa.data.folder.content import UNUSED
 from wsss_afa.data.images import read_kind
@@ -71,59 +74,48 @@ class Finding(NamedTuple):
     """File, problem and remedy in one line."""
 
 
-class _Looks(Dataset[Look]):
-    def __init__(self, images: SampleSet) -> None:
-        self._images = images
-        self._paths: list[Path] | None = getattr(images, "paths", None)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Look:
-        return look(self._images, index, self._paths[index] if self._paths else None)
-
-
-def look(images: SampleSet, index: int, path: Path | None = None) -> Look:
-    """Open one image with its mask, if it has one.
-
-    Args:
-        images: One split.
-        index: In it.
-        path: File of the image, if it has one.
-    """
-    place, kind, digest = _look_at_file(path) if path else ("", "", "")
-    try:
-        sample = images[index]
-    except UserError as error:
-        return Look(place, str(error), (0, 0), kind, digest, ())
-    height, width = sample["image"].shape[:2]
-    mask = sample.get("mask")
-    labels = () if mask is None else tuple(np.flatnonzero(np.bincount(mask.ravel())).tolist())
-    digest = digest or _digest(np.ascontiguousarray(sample["image"]).tobytes())
-    return Look(place or sample["name"], "", (height, width), kind, digest, labels)
-
-
 def look_at_all(images: SampleSet, workers: int) -> Iterator[Look]:
-    """Open all images, in order.
+    """Open all images, in order, each with its mask, if it has one.
 
     Args:
         images: One split.
         workers: Processes that open them; 0 opens in this one.
     """
-    workers = min(workers, len(images) // CHUNK)
-    for looks in DataLoader(_Looks(images), batch_size=CHUNK, num_workers=workers, collate_fn=list):
+    numbered = list(enumerate(getattr(images, "paths", [None] * len(images))))
+    look, workers = partial(_look, images), min(workers, len(images) // CHUNK)
+    for looks in DataLoader(cast(Any, numbered), CHUNK, num_workers=workers, collate_fn=look):
         yield from looks
+
+
+def _look(images: SampleSet, files: list[tuple[int, Path | None]]) -> list[Look]:
+    return [_open(images, index, path) for index, path in files]
+
+
+def _open(images: SampleSet, index: int, path: Path | None) -> Look:
+    place, content = str(path or ""), b""
+    with suppress(OSError):  # opening the image says so
+        content = path.read_bytes() if path else b""
+    kind = read_kind(io.BytesIO(content)) if content else ""
+    try:
+        sample = images[index]
+    except UserError as error:
+        return Look(place, str(error), (0, 0), kind, _digest(content) if content else "", ())
+    height, width = sample["image"].shape[:2]
+    labels = tuple(np.unique(sample["mask"]).tolist()) if "mask" in sample else ()
+    digest = _digest(content or np.ascontiguousarray(sample["image"]).tobytes())
+    return Look(place or sample["name"], "", (height, width), kind, digest, labels)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def find_problems(splits: Sequence[Split]) -> list[Finding]:
     """All findings in opened splits, errors first."""
-    looks = [each for split in splits for each in split.looks]
-    findings = [Finding("error", "unreadable", each.problem) for each in looks if each.problem]
-    findings += _repeated(splits)
+    problems = [each.problem for split in splits for each in split.looks if each.problem]
+    findings = [Finding("error", "unreadable", problem) for problem in problems] + _repeated(splits)
     for split in splits:
-        findings += _strange_masks(split)
-        if split.name == "train":
-            findings += _poor_tags(split)
+        findings += [*_strange_masks(split), *(_poor_tags(split) if split.name == "train" else ())]
     return sorted(findings, key=lambda finding: finding.level)
 
 
@@ -133,11 +125,9 @@ def co_occurrence(split: Split, top: int) -> list[tuple[str, str, int, float]]:
     Returns:
         Both names, the number of images with both, and its share of the images of the rarer class.
     """
-    together = _together(split.tags)
-    totals, names = together.diagonal(), split.class_names
-    rows, columns = np.nonzero(np.triu(together, 1))
-    order = np.argsort(-together[rows, columns], kind="stable")[:top]
-    pairs = zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+    together, names = _together(split.tags), split.class_names
+    totals, pairs = together.diagonal(), np.argwhere(np.triu(together, 1)).tolist()
+    pairs = sorted(pairs, key=lambda pair: -together[*pair])[:top]
     return [
         (names[i], names[j], int(together[i, j]), float(together[i, j] / min(totals[i], totals[j])))
         for i, j in pairs
@@ -175,65 +165,46 @@ def choose(tags: NDArray[np.bool_], count: int) -> list[int]:
         count: Images wanted; at most n are chosen.
     """
     groups = np.column_stack([tags, ~tags.any(1)])
-    chosen: set[int] = set()
+    chosen: dict[int, None] = {}
     for group in np.argsort(groups.sum(0), kind="stable"):
-        free = [index for index in np.flatnonzero(groups[:, group]).tolist() if index not in chosen]
-        if free and len(chosen) < count:
-            chosen.add(free[0])
+        free = (index for index in np.flatnonzero(groups[:, group]).tolist() if index not in chosen)
+        chosen.update(dict.fromkeys(islice(free, 1)))
     spaced = np.linspace(0, len(tags) - 1, min(count, len(tags))).round().astype(int).tolist()
-    for index in [*spaced, *range(len(tags))]:
-        if len(chosen) < count:
-            chosen.add(index)
-    return sorted(chosen)
+    return sorted(list(dict.fromkeys([*chosen, *spaced, *range(len(tags))]))[:count])
 
 
-def _look_at_file(path: Path) -> tuple[str, str, str]:
-    try:
-        content = path.read_bytes()
-    except OSError:  # opening the image says so
-        return str(path), "", ""
-    return str(path), read_kind(io.BytesIO(content)), _digest(content) if content else ""
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _repeated(splits: Sequence[Split]) -> Iterator[Finding]:
+def _repeated(splits: Sequence[Split]) -> list[Finding]:
     """One finding for each content that several images have."""
     groups: dict[str, list[tuple[Split, int]]] = {}
     for split in splits:
         for index, each in enumerate(split.looks):
-            if each.digest:
-                groups.setdefault(each.digest, []).append((split, index))
-    return (_repetition(group) for group in groups.values() if len(group) > 1)
+            groups.setdefault(each.digest, []).append((split, index))
+    return [_repetition(group) for digest, group in groups.items() if digest and len(group) > 1]
 
 
 def _repetition(group: list[tuple[Split, int]]) -> Finding:
     """The first image and the worst of its copies: in the other split, else with other tags."""
     first = group[0]
     across = [each for each in group if each[0] is not first[0]]
-    contrary = [each for each in group if _tags(*each) != _tags(*first)]
+    contrary = [each for each in group if name_tags(*each) != name_tags(*first)]
     other = (across or contrary or group[1:])[0]
-    copies = f" ({len(group)} copies)" if len(group) > 2 else ""
-    (one, i), (two, j) = first, other
-    here, there = one.looks[i].place, two.looks[j].place
-    if across and here == there:
-        problem = f"{here} is in {one.name} and in {two.name}{copies}, so that the score does not count"
-        return Finding("error", "leak", f"{problem}: take it out of one of them")
+    (here, mine, one), (there, yours, two) = (
+        (split.looks[index].place, name_tags(split, index) or "no tag", split.name)
+        for split, index in (first, other)
+    )
+    same = "are the same image" + (f" ({len(group)} copies)" if len(group) > 2 else "")
     if across:
-        problem = f"{here} in {one.name} and {there} in {two.name} are the same image{copies}"
-        return Finding("error", "leak", f"{problem}, so that the score does not count: delete one")
+        problem = f"{here} in {one} and {there} in {two} {same}, so that the score does not count"
+        return Finding("error", "leak", f"{problem}: take it out of one of them")
     if contrary:
-        (mine, yours) = (", ".join(_tags(*each)) or "no tag" for each in (first, other))
-        problem = f"{here} ({mine}) and {there} ({yours}) are the same image{copies} with different tags"
-        return Finding("warning", "duplicate", f"{problem}: delete the wrong one")
-    problem = f"{here} and {there} are the same image{copies}"
-    return Finding("warning", "duplicate", f"{problem}: delete all but one")
+        problem = f"{here} ({mine}) and {there} ({yours}) {same} with different tags: delete the wrong one"
+        return Finding("warning", "duplicate", problem)
+    return Finding("warning", "duplicate", f"{here} and {there} {same}: delete all but one")
 
 
-def _tags(split: Split, index: int) -> list[str]:
-    return [split.class_names[tag] for tag in np.flatnonzero(split.tags[index])]
+def name_tags(split: Split, index: int) -> str:
+    """The tags of an image in words; empty if it has none."""
+    return ", ".join(split.class_names[tag] for tag in np.flatnonzero(split.tags[index]))
 
 
 def _strange_masks(split: Split) -> Iterator[Finding]:
@@ -262,11 +233,10 @@ def _poor_tags(split: Split) -> Iterator[Finding]:
         if always:
             problem = f"{names[i]} never comes without {_shorten(always)} in {totals[i]} images"
             yield Finding("warning", "tags", f"{problem}, and tags cannot tell them apart: add some without")
-    present = np.flatnonzero(totals)
-    if len(present) and totals.max() >= IMBALANCE * totals[present].min():
-        rare, common = present[totals[present].argmin()], totals.argmax()
+    common, rare = totals.argmax(), np.where(totals > 0, totals, totals.max()).argmin()
+    if totals[common] and totals[common] >= IMBALANCE * totals[rare]:
         problem = f"{split.name} has {totals[common]} images of {names[common]} and {totals[rare]} of"
-        remedy = "try data.balanced=true or loss.positive_weight=balanced"
+        remedy = "try data.balanced=true or method.classification.positive_weight=balanced"
         yield Finding("warning", "tags", f"{problem} {names[rare]}: {remedy}")
 
 

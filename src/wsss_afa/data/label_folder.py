@@ -38,24 +38,19 @@ class LabelFolder:
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
         self.root = Path(root).expanduser()
-        wanted = json.loads(json.dumps(settings))
         self.root.mkdir(parents=True, exist_ok=True)
         if any(path.suffix != ".partial" for path in self.root.iterdir()):
-            _check_settings(self.root, wanted)
-            return
-        text = json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.root / MANIFEST, text)
+            _check_settings(self.root, json.loads(json.dumps(settings)))
+        else:
+            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            write_whole(self.root / MANIFEST, text)
 
     def names(self) -> list[str]:
         """Of the images that have a label, sorted."""
         return [path.relative_to(self.root).with_suffix("").as_posix() for path in find_labels(self.root)]
 
     def path(self, name: str) -> Path:
-        """Where the label of an image is or will be.
-
-        Raises:
-            UserError: The name leads out of the folder.
-        """
+        """Where the label of an image is or will be; a UserError says that its name leads out."""
         return label_path(self.root, name)
 
 
@@ -77,18 +72,20 @@ class LabelledImages:
             raise UserError(
                 f"labels={folder}: no such folder; write one with python -m wsss_afa.pseudo_labels"
             )
-        _check_classes(self.folder, images.class_names)
+        if (self.folder / MANIFEST).exists():
+            found = _read_manifest(self.folder).get("class_names")
+            if found != list(images.class_names):
+                raise UserError(
+                    f"labels={folder} has labels of the classes {found}, the data has "
+                    f"{list(images.class_names)}: use labels that were made for this data"
+                )
         count = len(find_labels(self.folder))
         if count < len(images):
             raise UserError(
                 f"labels={folder} has {count} PNGs, need one for each of the {len(images)} training images: "
                 "write the rest, which goes on where it stopped, or train on fewer images"
             )
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The C foreground classes."""
-        return self.images.class_names
+        self.class_names = images.class_names
 
     @property
     def labels(self) -> NDArray[np.bool_]:
@@ -125,8 +122,7 @@ def label_path(folder: Path, name: str) -> Path:
 def _read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return dict(content)
+        return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no manifest ({error}): choose another folder, or delete this one"
@@ -142,14 +138,4 @@ def _check_settings(root: Path, wanted: dict[str, Any]) -> None:
             raise UserError(
                 f"out={root} has labels of {key}={found.get(key)}, this run makes {key}={wanted.get(key)}: "
                 "choose another folder, or the same settings"
-            )
-
-
-def _check_classes(root: Path, class_names: tuple[str, ...]) -> None:
-    if (root / MANIFEST).exists():
-        found = _read_manifest(root).get("class_names")
-        if found != list(class_names):
-            raise UserError(
-                f"labels={root} has labels of the classes {found}, the data has {list(class_names)}: use "
-                "labels that were made for this data"
             )

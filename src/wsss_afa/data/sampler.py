@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
 MAX_REPLACEMENTS = 20
 """Images tried in the place of one that cannot be read."""
-
-
 _GRACE = 25  # seconds; SLURM kills 30 after SIGTERM
 
 
@@ -37,12 +36,6 @@ class Draw(NamedTuple):
     """Index in the data set."""
     seed: int
     """Of its augmentation, in [0, 2**32)."""
-
-
-class Order(Protocol):
-    """The images of one epoch by position; an array is one."""
-
-    def __getitem__(self, position: int, /) -> Any: ...
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -88,34 +81,30 @@ class DrawSampler(Sampler[list[Draw]]):
                 f"data.batch_size is {batch_size} in total, need a multiple of {parts} ({world_size} "
                 f"processes × {accumulation} accumulated batches): change one of them"
             )
-        self._length, self._batch_size, self._seed, self._weights = length, batch_size, seed, weights
-        self._steps = range(start_step, num_steps)
-        self._shares = [_share(batch_size, parts, m * world_size + rank) for m in range(accumulation)]
-        self._total = num_steps * accumulation
-        self.order: Callable[[int], Order] = self._order
-        """Gives the order of an epoch; another may take its place."""
+        self._length, self._batch_size, self._seed = length, batch_size, seed
+        self._steps, self._total = range(start_step, num_steps), num_steps * accumulation
+        self._size = batch_size // parts
+        self._offsets = [(m * world_size + rank) * self._size for m in range(accumulation)]
+        self.order: Callable[[int], Any] = partial(_order, seed, length, weights)
+        """Gives the images of an epoch by position, an array for one; another may take its place."""
+        self._epoch = -1
+        self._current: Any = None
 
     def __len__(self) -> int:
         return self._total
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch = -1
-        order: Order = np.empty(0, np.int64)
         for step in self._steps:
-            for share in self._shares:
-                batch = []
-                for k in share:
-                    position = step * self._batch_size + k
-                    if position // self._length != epoch:
-                        epoch = position // self._length
-                        order = self.order(epoch)
-                    batch.append(Draw(int(order[position % self._length]), _draw_seed(self._seed, position)))
-                yield batch
+            for offset in self._offsets:
+                first = step * self._batch_size + offset
+                yield [self._draw(position) for position in range(first, first + self._size)]
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if self._weights is None:
-            return _permutation(self._seed, epoch, self._length)
-        return _weighted_order(self._seed, epoch, self._weights)
+    def _draw(self, position: int) -> Draw:
+        epoch, place = divmod(position, self._length)
+        if epoch != self._epoch:
+            self._epoch, self._current = epoch, self.order(epoch)
+        seed = np.random.SeedSequence((self._seed, position)).generate_state(1)
+        return Draw(int(self._current[place]), int(seed[0]))
 
 
 def balanced_weights(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -131,27 +120,16 @@ def balanced_weights(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray((groups / groups.sum(0).clip(1)).max(1))
 
 
-def _share(total: int, parts: int, part: int) -> range:
-    size = total // parts
-    return range(part * size, (part + 1) * size)
-
-
-def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(length)
-
-
-def _weighted_order(seed: int, epoch: int, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """As many draws as images, each image ⌊n w⌋ or ⌈n w⌉ times for its share w of the weights."""
+def _order(seed: int, length: int, weights: NDArray[Any] | None, epoch: int) -> NDArray[np.int64]:
+    """All images once, or as many draws, each image ⌊n w⌋ or ⌈n w⌉ times for its share w of the weights."""
     rng = np.random.default_rng((seed, epoch))
-    images = rng.permutation(len(weights))
+    images = rng.permutation(length)
+    if weights is None:
+        return images
     edges = np.cumsum(weights[images] / weights.sum())
-    points = (np.arange(len(weights)) + rng.random()) / len(weights)
-    drawn = np.searchsorted(edges, points, side="right").clip(max=len(weights) - 1)
+    points = (np.arange(length) + rng.random()) / length
+    drawn = np.searchsorted(edges, points, side="right").clip(max=length - 1)
     return np.asarray(rng.permutation(images[drawn]))
-
-
-def _draw_seed(seed: int, position: int) -> int:
-    return int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
 
 
 class SampleSet(Protocol):
@@ -160,28 +138,14 @@ class SampleSet(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The C foreground classes."""
-        ...
 
     @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all images, (n, C)."""
-        ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
-
-
-class Transform(Protocol):
-    """Moves an image and, by the same draw, its label."""
-
-    def __call__(self, image: NDArray[np.uint8], seed: int) -> tuple[Tensor, Tensor]:
-        """Image (H, W, 3) to tensor and valid box."""
-        ...
-
-    def label(self, label: NDArray[np.uint8], seed: int) -> Tensor:
-        """Label (H, W) of an image to that of its tensor, int64."""
-        ...
 
 
 class Augmented(Dataset[dict[str, Any]]):
@@ -195,28 +159,26 @@ class Augmented(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        dataset: SampleSet,
-        transform: Transform,
-        skip_broken: bool = False,
+        self, dataset: SampleSet, transform: TrainTransform | EvalTransform, skip_broken: bool = False
     ) -> None:
-        self.dataset = dataset
-        self.transform = transform
-        self.skip_broken = skip_broken
+        self.dataset, self.transform, self.skip_broken = dataset, transform, skip_broken
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
+        index, seed = draw if isinstance(draw, Draw) else (draw, 0)
         if not self.skip_broken:
-            return self._item(*(draw if isinstance(draw, Draw) else (draw, 0)))
-        broken: list[str] = []
-        for index, seed in _candidates(draw, len(self.dataset)):
+            return self._item(index, seed)
+        broken, replacements = list[str](), MAX_REPLACEMENTS if isinstance(draw, Draw) else 0
+        rng = np.random.default_rng((seed, 1))
+        for _ in range(1 + replacements):
             try:
                 return self._item(index, seed) | {"broken": broken}
             except UserError as error:
                 broken.append(str(error))
-        if isinstance(draw, Draw):
+                index = int(rng.integers(len(self.dataset)))
+        if replacements:
             raise UserError(f"{len(broken)} images in a row cannot be read, the last as {broken[-1]}")
         return {"broken": broken}
 
@@ -228,16 +190,6 @@ class Augmented(Dataset[dict[str, Any]]):
         if "mask" in sample:
             item["mask"] = self.transform.label(sample["mask"], seed)
         return item
-
-
-def _candidates(draw: Draw | int, length: int) -> Iterator[tuple[int, int]]:
-    """The image drawn, and those that may take its place; of an index that alone."""
-    if isinstance(draw, int):
-        yield draw, 0
-        return
-    yield draw
-    rng = np.random.default_rng((draw.seed, 1))
-    yield from ((int(rng.integers(length)), draw.seed) for _ in range(MAX_REPLACEMENTS))
 
 
 class DrawLoader(DataLoader[dict[str, Any]]):
@@ -275,11 +227,11 @@ class DrawLoader(DataLoader[dict[str, Any]]):
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty: the sampler was made for the step at which the run resumes."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to do: the sampler was made for the step at which the run resumes."""
+        """There is nothing to do."""
 
 
 def say_skipped(broken: Iterable[str]) -> None:
@@ -290,10 +242,7 @@ def say_skipped(broken: Iterable[str]) -> None:
 
 
 def _prepare_worker(worker_id: int) -> None:
-    """Use one thread, since workers are the parallelism, and outlive a signal that was sent to all processes.
-
-    The process that trains ends the step and its workers; it has `_GRACE` seconds after SIGTERM.
-    """
+    """Use one thread; outlive a signal sent to all processes, after which the trainer ends its workers."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

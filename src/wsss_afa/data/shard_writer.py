@@ -9,24 +9,43 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from rich.progress import track
+from torch.utils.data import DataLoader
 
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.folder.content import TaggedFolder
-from wsss_afa.data.sampler import SampleSet
+from wsss_afa.data.images import encode_png
+from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shards import MANIFEST, Entry, Manifest, Member, Shard, Split
 from wsss_afa.errors import UserError
+from wsss_afa.files import write_whole
 from wsss_afa.types import Sample
 
-Parts = Iterable[tuple[Split, list[str]]]
-"""Splits of one shard each, as they are written, and the messages of images left out."""
+
+def pack(data: TaggedDataModule, out: Path, shards: int, splits: list[str]) -> int:
+    """Write train, val or both of a data module's splits, say what is in them, and return how many images.
+
+    Raises:
+        UserError: A split is not known, files are missing, or the folder cannot take the shards.
+    """
+    if not splits or set(splits) - {"train", "val"}:
+        raise UserError(f"splits={splits}, need train, val or both: set splits=[train,val], for example")
+    sets = {name: data.make_set(name) for name in splits}
+    manifest, broken = write_shards(sets, out, shards, data.num_workers, data.skip_broken, bar=True)
+    say_skipped(broken)
+    for name, split in manifest.splits.items():
+        size = sum(shard.bytes for shard in split.shards) / 1e6
+        print(f"{name:<9} {split.images} images in {len(split.shards)} shards, {size:.1f} MB")
+    print(f"written   {out}; train with data=streaming data.root={out}")
+    return sum(split.images for split in manifest.splits.values())
 
 
 def write_shards(
@@ -35,7 +54,7 @@ def write_shards(
     shards: int,
     num_workers: int = 0,
     skip_broken: bool = False,
-    track: Callable[[Parts, str], Parts] = lambda parts, name: parts,
+    bar: bool = False,
 ) -> tuple[Manifest, list[str]]:
     """Write splits as shards of equal numbers of images, all of them or nothing.
 
@@ -48,7 +67,7 @@ def write_shards(
         shards: Number of shards of the first split; it settles the number of images in every shard.
         num_workers: Processes that write; 0 writes in this one.
         skip_broken: Whether images that cannot be read are left out instead of refused.
-        track: Gets the shards of a split and its name, and shows how many of them are written.
+        bar: Whether to show progress.
 
     Returns:
         The manifest, and the messages of the images left out.
@@ -57,86 +76,61 @@ def write_shards(
         UserError: The folder cannot be made, an image cannot be read, or there are more shards than images.
     """
     first = next(iter(datasets.values()))
+    assert all(each.class_names == first.class_names for each in datasets.values()), "splits share classes"
     if not 1 <= shards <= len(first):
         raise UserError(f"shards={shards}, need 1 to {len(first)}, the number of images: change it")
-    splits, broken = dict[str, Split](), list[str]()
-    with _new_folder(out) as folder:
-        for name, dataset in datasets.items():
-            assert dataset.class_names == first.class_names, "splits share their classes"
-            files = _ShardFiles(dataset, folder, name, -(-len(first) // shards), skip_broken)
-            parts = list(track(DataLoader(files, batch_size=None, num_workers=num_workers), name))
-            broken += [message for _, messages in parts for message in messages]
-            splits[name] = _join([split for split, _ in parts], broken)
-        manifest = Manifest(str(out), first.class_names, isinstance(first, TaggedFolder), splits)
-        content = asdict(manifest)
-        del content["root"]
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
-    return manifest, broken
-
-
-class _ShardFiles(Dataset[tuple[Split, list[str]]]):
-    """Item i writes shard i and its index, so that loader processes write in parallel."""
-
-    def __init__(self, dataset: SampleSet, folder: Path, split: str, size: int, skip_broken: bool) -> None:
-        self._dataset, self._folder, self._split, self._size = dataset, folder, split, size
-        self._skip_broken = skip_broken
-        self._paths: list[Path] | None = getattr(dataset, "paths", None)
-        images = np.arange(len(dataset))
-        self._order = np.random.default_rng(0).permutation(images) if split == "train" else images
-        (folder / split).mkdir()
-
-    def __len__(self) -> int:
-        return -(-len(self._order) // self._size)
-
-    def __getitem__(self, number: int) -> tuple[Split, list[str]]:
-        file = f"{self._split}/{number:05d}.tar"
-        path, entries, broken = self._folder / file, list[Entry](), list[str]()
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for image in self._order[number * self._size :][: self._size].tolist():
-                try:
-                    entries.append(self._add(tar, image, self._dataset[image]))
-                except UserError as error:
-                    if not self._skip_broken:
-                        raise
-                    broken.append(str(error))
-        index = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-        path.with_suffix(".json").write_bytes(index)
-        with path.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        shard = Shard(file, len(entries), path.stat().st_size, sha256, hashlib.sha256(index).hexdigest())
-        tags = [tag for _, tags, _, _ in entries for tag in tags]
-        counts = {name: tags.count(tag) for tag, name in enumerate(self._dataset.class_names)}
-        return Split(any(mask for *_, mask in entries), counts, [shard]), broken
-
-    def _add(self, tar: tarfile.TarFile, image: int, sample: Sample) -> Entry:
-        """Members share a key without dots, for readers of WebDataset cut names at the first."""
-        key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
-        if self._paths is None:
-            ending, content = ".png", _png(sample["image"])
-        else:
-            ending, content = self._paths[image].suffix.lower(), self._paths[image].read_bytes()
-        member = _add_member(tar, key + ending, content)
-        mask = _add_member(tar, f"{key}.mask.png", _png(sample["mask"])) if "mask" in sample else None
-        about = {"name": sample["name"], "tags": [self._dataset.class_names[tag] for tag in tags]}
-        _add_member(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
-        return sample["name"], tags, member, mask
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name once it is whole, and goes if it never is."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"out={out} is there already, need a new folder: delete it or name another")
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    staging = out.with_name(f".{out.name}.{os.getpid()}")  # takes its name once it is whole
+    size = -(-len(first) // shards)
+    splits, broken = dict[str, Split](), list[str]()
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
+        for name, dataset in datasets.items():
+            (staging / name).mkdir(parents=True)
+            images = np.arange(len(dataset))
+            order = np.random.default_rng(0).permutation(images) if name == "train" else images
+            jobs = [
+                (f"{name}/{k:05d}.tar", order[k * size :][:size].tolist())
+                for k in range(-(-len(order) // size))
+            ]
+            write = partial(_write_shard, dataset, getattr(dataset, "paths", None), staging, skip_broken)
+            loader = DataLoader(cast(Any, jobs), batch_size=None, num_workers=num_workers, collate_fn=write)
+            parts = list(track(loader, name, transient=True, disable=not bar))
+            broken += [message for _, messages in parts for message in messages]
+            splits[name] = _join([part for part, _ in parts], broken)
+        manifest = Manifest(str(out), first.class_names, isinstance(first, TaggedFolder), splits)
+        content = {key: value for key, value in asdict(manifest).items() if key != "root"}
+        write_whole(staging / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        staging.replace(out)
     except OSError as error:
         raise UserError(f"out={out} cannot be written ({error}): free space, or name another") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest, broken
+
+
+def _write_shard(
+    dataset: SampleSet, paths: list[Path] | None, root: Path, skip_broken: bool, job: tuple[str, list[int]]
+) -> tuple[Split, list[str]]:
+    """A split of one shard, and the messages of images left out; loader processes write in parallel."""
+    file, images = job
+    path, entries, broken = root / file, list[Entry](), list[str]()
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for image in images:
+            try:
+                entries.append(_add_sample(tar, image, dataset[image], paths, dataset.class_names))
+            except UserError as error:
+                if not skip_broken:
+                    raise
+                broken.append(str(error))
+    index = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    path.with_suffix(".json").write_bytes(index)
+    with path.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    shard = Shard(file, len(entries), path.stat().st_size, sha256, hashlib.sha256(index).hexdigest())
+    counts = Counter(tag for _, tags, _, _ in entries for tag in tags)
+    tag_counts = {name: counts[tag] for tag, name in enumerate(dataset.class_names)}
+    return Split(any(mask for *_, mask in entries), tag_counts, [shard]), broken
 
 
 def _join(parts: list[Split], broken: list[str]) -> Split:
@@ -147,15 +141,24 @@ def _join(parts: list[Split], broken: list[str]) -> Split:
     return Split(any(part.has_masks for part in parts), counts, shards)
 
 
-def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> Member:
+def _add_sample(
+    tar: tarfile.TarFile, image: int, sample: Sample, paths: list[Path] | None, class_names: tuple[str, ...]
+) -> Entry:
+    """Members share a key without dots, for readers of WebDataset cut names at the first."""
+    key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
+    if paths is None:
+        member = _add(tar, f"{key}.png", encode_png(sample["image"]))
+    else:
+        member = _add(tar, key + paths[image].suffix.lower(), paths[image].read_bytes())
+    mask = _add(tar, f"{key}.mask.png", encode_png(sample["mask"])) if "mask" in sample else None
+    about = {"name": sample["name"], "tags": [class_names[tag] for tag in tags]}
+    _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+    return sample["name"], tags, member, mask
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> Member:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     offset = tar.offset + tarfile.BLOCKSIZE  # behind the header
     tar.addfile(info, io.BytesIO(content))
     return Member(name, offset, info.size, zlib.crc32(content))
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

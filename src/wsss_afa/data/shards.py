@@ -16,8 +16,8 @@ import tarfile
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,9 @@ import numpy as np
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.images import read_image, read_mask
+from wsss_afa.data.sampler import DrawSampler
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
@@ -123,11 +125,7 @@ class ShardSet:
     @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all images, (n, C); every index is read to know them."""
-        labels = np.zeros((len(self), len(self.class_names)), bool)
-        entries = (entry for shard in self.shards for entry in self._index(shard))
-        for row, entry in zip(labels, entries, strict=True):
-            row[entry[1]] = True
-        return labels
+        return np.stack([self._label(tags) for shard in self.shards for _, tags, _, _ in self._index(shard)])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -138,13 +136,15 @@ class ShardSet:
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self.shards[number]
         name, tags, image, mask = self._index(shard)[index - int(self._ends[number]) + shard.images]
-        url, label = f"{self._root}/{shard.file}", np.zeros(len(self.class_names), np.float32)
-        label[tags] = 1
+        url, label = f"{self._root}/{shard.file}", self._label(tags).astype(np.float32)
         pixels = read_image(_read_member(url, image), self._upright)
         sample = Sample(image=pixels, class_label=label, name=name)
         if mask is not None:
             sample["mask"] = read_mask(_read_member(url, mask), pixels.shape[:2])
         return sample
+
+    def _label(self, tags: list[int]) -> NDArray[np.bool_]:
+        return np.isin(np.arange(len(self.class_names)), tags)
 
     def _index(self, shard: Shard) -> list[Entry]:
         return _read_index(f"{self._root}/{shard.file.removesuffix('.tar')}.json", shard.index_sha256)
@@ -203,10 +203,12 @@ def fetch(url: str, start: int | None = None, end: int | None = None, hint: str 
 class _Encoded(io.BytesIO):
     """The bytes of a member, which errors call by the place that they come from."""
 
-    where: str
+    def __init__(self, content: bytes, where: str) -> None:
+        super().__init__(content)
+        self._where = where
 
     def __str__(self) -> str:
-        return self.where
+        return self._where
 
 
 def _read_member(url: str, member: Member) -> _Encoded:
@@ -215,9 +217,7 @@ def _read_member(url: str, member: Member) -> _Encoded:
         raise UserError(f"{url} came whole, need parts of it: use a server that answers ranges of bytes")
     if zlib.crc32(content) != member.crc32:
         raise UserError(f"{url} is damaged at {member.file}: {_REMEDY}")
-    encoded = _Encoded(content)
-    encoded.where = f"{url} {member.file}"
-    return encoded
+    return _Encoded(content, f"{url} {member.file}")
 
 
 @lru_cache(MAX_INDICES)
@@ -241,3 +241,49 @@ def _parse_split(has_masks: bool, tag_counts: dict[str, int], shards: list[dict[
         if not 0 <= shard.images <= shard.bytes // tarfile.BLOCKSIZE:
             raise ValueError(f"{shard.images} images in {shard.bytes} bytes of {shard.file}")
     return split
+
+
+@dataclass(eq=False, repr=False)
+class StreamingDataModule(TaggedDataModule):
+    """Shards written by ``python -m wsss_afa.shard``.
+
+    Images are drawn from a window of shards, each once an epoch. There is no ``balanced``: drawing rare
+    classes more often would need all tags in memory. The other settings are those of ``TaggedDataModule``.
+
+    Args:
+        root: Folder or URL with the manifest; of URLs fsspec knows http, s3, gs and others.
+        window: Shards that are mixed at a time: more mix better and touch more files.
+
+    Raises:
+        UserError: A value is out of its range, or there is no manifest; from ``setup``, a split or, on a
+            disk, a shard is missing.
+    """
+
+    root: str
+    window: int = 8
+    balanced: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise UserError(f"data.window is {self.window}, need at least 1 shard: try 8")
+        self._manifest = read_manifest(self.root)
+        self.class_names = self._manifest.class_names
+        self.has_masks = "val" in self._manifest.splits and self._manifest.splits["val"].has_masks
+
+    def prepare_data(self) -> None:
+        """Say what was found."""
+        splits = [
+            f"{own.images} {name} in {len(own.shards)} shards" for name, own in self._manifest.splits.items()
+        ]
+        print(f"data      {self._manifest.root}: {'; '.join(splits)}; {self.num_classes} classes")
+
+    def make_set(self, split: str) -> ShardSet:
+        """The images of a split with their tags and, if it has any, masks."""
+        return ShardSet(self._manifest, split, check=not self.skip_broken)
+
+    def _sampler(self, length: int) -> DrawSampler:
+        sampler = super()._sampler(length)
+        counts = [shard.images for shard in self._manifest.splits["train"].shards]
+        sampler.order = partial(WindowOrder, counts, self.window, self.seed)
+        return sampler

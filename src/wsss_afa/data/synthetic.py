@@ -1,158 +1,27 @@
 """Synthetic scenes: textured coloured shapes on a cluttered background, with exact masks.
 
 A data set that needs no files and that a small network learns from scratch in minutes. A class is a shape, a
-texture and (with ``hue_probability``) a hue. Shapes and textures are functions of an object's own
-coordinates u, v: the shape fits in [-1, 1]² and is negative inside, about the distance to the outline;
-the texture is positive in one tone, negative in the other. Pixels and mask come from the same function.
+texture and (with ``hue_probability``) a hue.
 """
 
 from __future__ import annotations
 
-import colorsys
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.shapes import KINDS, Object, background, paint, place
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
 SPLITS = ("train", "val")
-
-
 MIN_SIZE = 32
 """Pixels; below, textures and thin shapes vanish."""
-
-
-MIN_VISIBLE = 0.006
-"""An object shows at least this share of the image."""
-
-
-MIN_KEPT = 0.6
-"""An object keeps at least this share of its pixels under later objects."""
-
-
 HUE_SPREAD = 0.03
-
-
-CLUTTER_SATURATION = 0.2
-
-
-MAX_CLUTTER = 8
-
-
-PLACEMENT_TRIES = 6
-
-
-Array = NDArray[np.floating[Any]]
-
-
-Field = Callable[[Array, Array], Array]
-
-
-Window = tuple[slice, slice]
-
-
-def _star(u: Array, v: Array) -> Array:
-    inner, half = 0.5, math.pi / 5
-    radius = np.hypot(u, v)
-    angle = np.abs((np.arctan2(v, u) + half) % (2 * half) - half)  # every point folded onto half a ray
-    along, across = inner * math.cos(half) - 1, inner * math.sin(half)  # from the tip to the notch
-    distance = across * (radius * np.cos(angle) - 1) - along * radius * np.sin(angle)
-    return distance / math.hypot(along, across)
-
-
-class Kind(NamedTuple):
-    """What makes a class, besides its hue."""
-
-    name: str
-    shape: Field
-    texture: Field
-
-
-KINDS = (
-    Kind(
-        "disc",
-        lambda u, v: np.hypot(u, v) - 1,
-        lambda u, v: np.cos(np.hypot(u, v) * 12),  # rings
-    ),
-    Kind(
-        "box",
-        lambda u, v: np.maximum(abs(u), abs(v)) - 0.88,
-        lambda u, v: np.sin(u * 7) * np.sin(v * 7) * 1.5,  # checker
-    ),
-    Kind(
-        "triangle",
-        lambda u, v: np.maximum(-v, abs(u) * math.sqrt(0.75) + v * 0.5) - 0.55,
-        lambda u, v: np.cos(u * 11) + np.cos(v * 11) - 0.3,  # dots
-    ),
-    Kind(
-        "star",
-        _star,
-        lambda u, v: np.sin(np.arctan2(v, u) * 5 + np.hypot(u, v) * 5),  # pinwheel
-    ),
-    Kind(
-        "ring",
-        lambda u, v: abs(np.hypot(u, v) - 0.65) - 0.35,
-        lambda u, v: np.sin(np.arctan2(v, u) * 6),  # wedges
-    ),
-    Kind(
-        "cross",
-        lambda u, v: np.maximum(np.maximum(abs(u), abs(v)) - 1, np.minimum(abs(u), abs(v)) - 0.36),
-        lambda u, v: np.sin((u + v) * 7),  # stripes
-    ),
-    Kind(
-        "crescent",
-        lambda u, v: np.maximum(np.hypot(u, v) - 1, 0.75 - np.hypot(u - 0.55, v)),
-        lambda u, v: np.cos(u * 8 + np.sin(v * 6) * 1.5) + np.cos(v * 8 + np.sin(u * 5) * 1.5),  # blobs
-    ),
-    Kind(
-        "bar",
-        lambda u, v: np.maximum(abs(u) - 1, abs(v) - 0.42),
-        lambda u, v: np.sin(v * 11 + abs(u * 3 % 2 - 1) * 7),  # zigzag
-    ),
-)
-
-
-class Pose(NamedTuple):
-    """Where an object lies: centre and half sides in pixels (pixel centres at .5), angle in radians."""
-
-    x: float
-    y: float
-    half_width: float
-    half_height: float
-    angle: float
-
-    def window(self, size: int) -> Window:
-        """Rows and columns of a ``size`` × ``size`` image that can hold the object."""
-        reach = 1.3 * max(self.half_width, self.half_height) + 1  # the box's corner: 0.88 · √2
-        top, left = max(0, int(self.y - reach)), max(0, int(self.x - reach))
-        return slice(top, min(size, int(self.y + reach) + 1)), slice(left, min(size, int(self.x + reach) + 1))
-
-    def coordinates(self, window: Window) -> tuple[Array, Array]:
-        """The object's own u and v at every pixel centre of a window."""
-        rows, columns = window
-        dy = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5 - self.y)
-        dx = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5 - self.x)
-        cos, sin = math.cos(self.angle), math.sin(self.angle)
-        u = dx * (cos / self.half_width) + dy * (sin / self.half_width)
-        v = dy * (cos / self.half_height) - dx * (sin / self.half_height)
-        return u, v
-
-
-class _Object(NamedTuple):
-    """An object in place: its class, and the pixels that can hold it."""
-
-    category: int
-    window: Window
-    u: Array
-    v: Array
-    distance: Array  # to the outline in pixels, negative inside
-    area: int  # in pixels, before later objects cover some
 
 
 class SyntheticScenes:
@@ -187,27 +56,28 @@ class SyntheticScenes:
         split: str = "train",
         with_mask: bool = False,
     ) -> None:
-        _require(length >= 1, "length", length, "at least 1")
-        _require(size >= MIN_SIZE, "size", size, f"at least {MIN_SIZE} pixels")
-        _require(1 <= num_classes <= len(KINDS), "num_classes", num_classes, f"1 to {len(KINDS)}")
-        _require(0 <= hue_probability <= 1, "hue_probability", hue_probability, "0 to 1")
-        _require(max_objects >= 1, "max_objects", max_objects, "at least 1")
-        _require(seed >= 0, "seed", seed, "0 or more")
-        _require(split in SPLITS, "split", split, " or ".join(SPLITS))
+        for name, value, valid, need in (
+            ("length", length, length >= 1, "at least 1"),
+            ("size", size, size >= MIN_SIZE, f"at least {MIN_SIZE} pixels"),
+            ("num_classes", num_classes, 1 <= num_classes <= len(KINDS), f"1 to {len(KINDS)}"),
+            ("hue_probability", hue_probability, 0 <= hue_probability <= 1, "0 to 1"),
+            ("max_objects", max_objects, max_objects >= 1, "at least 1"),
+            ("seed", seed, seed >= 0, "0 or more"),
+            ("split", split, split in SPLITS, " or ".join(SPLITS)),
+        ):
+            if not valid:
+                raise UserError(f"synthetic scenes: {name} is {value!r}, needed is {need}; change {name}")
         self.length, self.size, self.hue_probability, self.seed = length, size, hue_probability, seed
-        self.max_objects = min(max_objects, num_classes)
+        self._most = (size, num_classes, min(max_objects, num_classes))
         self.split, self.with_mask = split, with_mask
         self.class_names = tuple(kind.name for kind in KINDS[:num_classes])
         self.summary = f"{length} generated scenes for {split}"
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all scenes, (n, C); each scene's objects are placed to know them, but not painted."""
-        labels = np.zeros((self.length, len(self.class_names)), bool)
-        for index in range(self.length):
-            objects, _ = self._place(self._rng(index))
-            labels[index, [item.category for item in objects]] = True
-        return labels
+        scenes = (place(self._rng(index), *self._most)[0] for index in range(self.length))
+        return np.stack([self._tags(objects) for objects in scenes])
 
     def __len__(self) -> int:
         return self.length
@@ -216,14 +86,14 @@ class SyntheticScenes:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         rng = self._rng(index)
-        objects, mask = self._place(rng)
-        canvas = _background(rng, self.size).astype(np.float32)
+        objects, mask = place(rng, *self._most)
+        canvas = background(rng, self.size).astype(np.float32)
         for item in objects:
-            _paint(canvas, item, self._hue(rng, item.category), rng)
-        class_label = np.zeros(len(self.class_names), np.float32)
-        class_label[[item.category for item in objects]] = 1
-        image, name = _add_pixel_noise(canvas, rng), f"{self.split}_{index:06d}"
-        sample = Sample(image=image, class_label=class_label, name=name)
+            paint(canvas, item, self._hue(rng, item.category), rng)
+        noise = rng.integers(0, 32, canvas.shape, dtype=np.uint8)
+        image, label = (canvas + noise - 15).clip(0, 255), self._tags(objects)  # the noise's mean is 15.5
+        name = f"{self.split}_{index:06d}"
+        sample = Sample(image=image.astype(np.uint8), class_label=label.astype(np.float32), name=name)
         if self.with_mask:
             sample["mask"] = mask
         return sample
@@ -231,8 +101,8 @@ class SyntheticScenes:
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index])
 
-    def _place(self, rng: np.random.Generator) -> tuple[list[_Object], NDArray[np.uint8]]:
-        return _place(rng, self.size, len(self.class_names), self.max_objects)
+    def _tags(self, objects: list[Object]) -> NDArray[np.bool_]:
+        return np.isin(np.arange(len(self.class_names)), [item.category for item in objects])
 
     def _hue(self, rng: np.random.Generator, category: int) -> float:
         if rng.random() < self.hue_probability:
@@ -240,101 +110,7 @@ class SyntheticScenes:
         return float(rng.random())
 
 
-def _require(valid: bool, name: str, value: object, need: str) -> None:
-    if not valid:
-        raise UserError(f"synthetic scenes: {name} is {value!r}, needed is {need}; change {name}")
-
-
-def _place(
-    rng: np.random.Generator, size: int, num_classes: int, max_objects: int
-) -> tuple[list[_Object], NDArray[np.uint8]]:
-    """Objects from back to front and their mask; one that finds no place in a few tries is left out."""
-    objects: list[_Object] = []
-    mask = np.zeros((size, size), np.uint8)
-    for category in rng.permutation(num_classes)[: rng.integers(1, max_objects, endpoint=True)]:
-        for _ in range(PLACEMENT_TRIES):
-            item = _outline(rng, size, int(category))
-            trial = mask.copy()
-            trial[item.window][item.distance <= 0] = item.category + 1
-            if all(_is_visible(trial, each) for each in [*objects, item]):
-                objects, mask = [*objects, item], trial
-                break
-    assert objects, "the first object always finds a place"
-    return objects, mask
-
-
-def _outline(rng: np.random.Generator, size: int, category: int) -> _Object:
-    """A random pose, at most a little over the border."""
-    half_width = size * rng.uniform(0.35, 0.65) / 2
-    half_height = half_width * rng.uniform(0.7, 1.0)
-    x, y = rng.uniform(0.8 * half_width, size - 0.8 * half_width, 2)
-    pose = Pose(x, y, half_width, half_height, rng.uniform(0, 2 * math.pi))
-    window = pose.window(size)
-    u, v = pose.coordinates(window)
-    distance = KINDS[category].shape(u, v) * half_height
-    return _Object(category, window, u, v, distance, int(np.count_nonzero(distance <= 0)))
-
-
-def _is_visible(mask: NDArray[np.uint8], item: _Object) -> bool:
-    visible = int(np.count_nonzero(mask[item.window] == item.category + 1))
-    return visible >= MIN_KEPT * item.area and visible > MIN_VISIBLE * mask.size
-
-
-def _rgb(hue: float, saturation: float, value: float) -> Array:
-    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
-
-
-def _background(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """(size, size, 3): a colour, three octaves of smooth noise, clutter."""
-    noise = np.zeros((3, 3, 3), np.float32)
-    contrast = rng.uniform(10, 40)
-    for cells in (3, 6, 12):
-        noise = cv2.resize(noise, (cells, cells), interpolation=cv2.INTER_CUBIC)
-        brightness, tint = rng.uniform(-1, 1, (cells, cells, 1)), rng.uniform(-0.6, 0.6, noise.shape)
-        noise += (contrast * (brightness + tint)).astype(np.float32)
-        contrast *= 0.65
-    noise += _rgb(rng.random(), rng.uniform(0, 0.4), rng.uniform(0.25, 0.9))
-    smooth = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-    canvas: NDArray[np.uint8] = smooth.clip(0, 255).astype(np.uint8)
-    for _ in range(rng.integers(0, MAX_CLUTTER, endpoint=True)):
-        _draw_clutter(canvas, rng)
-    return canvas
-
-
-def _draw_clutter(canvas: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    size = len(canvas)
-    colour = _rgb(rng.random(), CLUTTER_SATURATION, rng.uniform(0.2, 1)).tolist()
-    sides = size * rng.uniform(0.03, 0.15, 2)
-    frame = (tuple(rng.uniform(0, size, 2)), tuple(sides), rng.uniform(0, 180))
-    if rng.random() < 0.5:
-        cv2.ellipse(canvas, frame, colour, cv2.FILLED, cv2.LINE_AA)
-    else:
-        corners = np.rint(cv2.boxPoints(frame) * 16).astype(np.int32)
-        cv2.fillConvexPoly(canvas, corners, colour, cv2.LINE_AA, shift=4)
-
-
-def _paint(canvas: Array, item: _Object, hue: float, rng: np.random.Generator) -> None:
-    """Lay a two-tone, shaded object over the canvas in place, its outline anti-aliased."""
-    light = _rgb(hue, rng.uniform(0.5, 0.75), rng.uniform(0.75, 0.88))
-    dark = _rgb(hue, rng.uniform(0.8, 1.0), rng.uniform(0.3, 0.45))
-    if rng.random() < 0.5:
-        light, dark = dark, light
-    scale = rng.uniform(0.85, 1.2)
-    tone = KINDS[item.category].texture(item.u * scale, item.v * scale)
-    tone = (2.5 * tone + 0.5).clip(0, 1)[..., None]
-    direction, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0.05, 0.15)
-    shade = 1 + item.u * (strength * math.cos(direction)) + item.v * (strength * math.sin(direction))
-    colour = (dark + tone * (light - dark)) * shade[..., None]
-    patch = canvas[item.window]
-    patch += (0.5 - item.distance).clip(0, 1)[..., None] * (colour - patch)
-
-
-def _add_pixel_noise(canvas: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    noise = rng.integers(0, 32, canvas.shape, dtype=np.uint8)
-    noisy: NDArray[np.uint8] = (canvas + noise - 15).clip(0, 255).astype(np.uint8)  # the mean is 15.5
-    return noisy
-
-
+@dataclass(eq=False, repr=False)
 class SyntheticDataModule(TaggedDataModule):
     """Generated scenes of textured shapes: no files.
 
@@ -353,40 +129,26 @@ class SyntheticDataModule(TaggedDataModule):
         UserError: A value is out of its range.
     """
 
-    def __init__(
-        self,
-        image_size: int = 96,
-        num_classes: int = 6,
-        train_images: int = 4000,
-        val_images: int = 100,
-        hue_probability: float = 1.0,
-        max_objects: int = 3,
-        scene_seed: int = 0,
-        batch_size: int = 8,
-        crop_size: int = 96,
-        num_workers: int = 0,
-        scale: Sequence[float] = (1.0, 1.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        settings = (image_size, num_classes, hue_probability, max_objects, scene_seed)
+    image_size: int = 96
+    num_classes: int = 6
+    train_images: int = 4000
+    val_images: int = 100
+    hue_probability: float = 1.0
+    max_objects: int = 3
+    scene_seed: int = 0
+    crop_size: int = field(default=96, kw_only=True)
+    scale: Sequence[float] = field(default=(1.0, 1.0), kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        difficulty = (self.num_classes, self.hue_probability, self.max_objects)
+        settings = (self.image_size, *difficulty, self.scene_seed)
         self._scenes = {
-            "train": SyntheticScenes(train_images, *settings, split="train"),
-            "val": SyntheticScenes(val_images, *settings, split="val", with_mask=True),
+            "train": SyntheticScenes(self.train_images, *settings, split="train"),
+            "val": SyntheticScenes(self.val_images, *settings, split="val", with_mask=True),
         }
+        self.class_names = self._scenes["val"].class_names
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The first ``num_classes`` shapes."""
-        return self._scenes["val"].class_names
-
-    def make_train_set(self) -> SyntheticScenes:
-        """Scenes without masks."""
-        return self._scenes["train"]
-
-    def make_val_set(self) -> SyntheticScenes:
-        """Other scenes, with masks."""
-        return self._scenes["val"]
+    def make_set(self, split: str) -> SyntheticScenes:
+        """Scenes of one of two splits that share none; those of ``val`` have masks."""
+        return self._scenes[split]

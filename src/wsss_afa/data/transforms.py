@@ -51,9 +51,7 @@ class TrainTransform:
         std: Sequence[float] = STD,
     ) -> None:
         if crop_size < 1:
-            raise UserError(
-                f"data.crop_size is {crop_size}, need at least 1 pixel: set it to 512, for example"
-            )
+            raise UserError(f"data.crop_size is {crop_size}, need at least 1 pixel: try 512")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}, need 0 < smallest <= largest: try [0.5, 2.0]")
         if not 0 <= flip <= 1:
@@ -64,7 +62,7 @@ class TrainTransform:
             limit, mask_interpolation=cv2.INTER_NEAREST_EXACT, area_for_downscale="image", p=1
         )
         self._geometry = A.Compose([A.HorizontalFlip(p=flip), rescale])
-        self._normalize = _normalizer(mean, std)
+        self._normalize = _Normalize(mean, std)
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> tuple[Tensor, Tensor]:
         """Augment one (H, W, 3) image.
@@ -72,11 +70,10 @@ class TrainTransform:
         Returns:
             Image (3, crop_size, crop_size) float32, and its valid box (4,) int64.
         """
-        image, box = self._move({"image": image}, "image", seed)
-        top, bottom, left, right = box
+        image, (top, bottom, left, right) = self._move({"image": image}, "image", seed)
         canvas = torch.zeros(3, self.crop_size, self.crop_size)
-        canvas[:, top:bottom, left:right] = _to_tensor(self._normalize(image=image)["image"])
-        return canvas, torch.tensor(box)
+        canvas[:, top:bottom, left:right] = self._normalize(image)
+        return canvas, torch.tensor([top, bottom, left, right])
 
     def label(self, label: NDArray[np.uint8], seed: int) -> Tensor:
         """Take an image's label (H, W) the way that ``seed`` takes the image, to the nearest pixel.
@@ -105,9 +102,11 @@ class TrainTransform:
     def _window(self, length: int, rng: np.random.Generator) -> tuple[slice, int]:
         """Along one axis: which pixels of the image are kept, and where the first of them lands."""
         offset = int(rng.integers(abs(length - self.crop_size) + 1))
-        if length > self.crop_size:
-            return slice(offset, offset + self.crop_size), 0
-        return slice(0, length), offset
+        return (
+            (slice(offset, offset + self.crop_size), 0)
+            if length > self.crop_size
+            else (slice(length), offset)
+        )
 
 
 class EvalTransform:
@@ -119,7 +118,7 @@ class EvalTransform:
     """
 
     def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
-        self._normalize = _normalizer(mean, std)
+        self._normalize = _Normalize(mean, std)
 
     def __call__(self, image: NDArray[np.uint8], seed: int = 0) -> tuple[Tensor, Tensor]:
         """Normalise one (H, W, 3) image; the seed changes nothing.
@@ -128,17 +127,16 @@ class EvalTransform:
             Image (3, H, W) float32, and its box (4,) int64: the whole image.
         """
         height, width = image.shape[:2]
-        tensor = _to_tensor(self._normalize(image=image)["image"]).contiguous()
-        return tensor, torch.tensor([0, height, 0, width])
+        return self._normalize(image).contiguous(), torch.tensor([0, height, 0, width])
 
     def label(self, label: NDArray[np.uint8], seed: int = 0) -> Tensor:
         """The label (H, W) as it is, int64."""
         return torch.from_numpy(label).long()
 
 
-def _normalizer(mean: Sequence[float], std: Sequence[float]) -> A.Normalize:
-    return A.Normalize(tuple(mean), tuple(std), max_pixel_value=1.0)
+class _Normalize:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._normalize = A.Normalize(tuple(mean), tuple(std), max_pixel_value=1.0)
 
-
-def _to_tensor(image: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)
+    def __call__(self, image: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(self._normalize(image=image)["image"]).permute(2, 0, 1)

@@ -9,7 +9,7 @@ has tags.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -17,23 +17,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.images import absent_files, read_image, read_mask, require_files
 from wsss_afa.errors import UserError
-from wsss_afa.types import IGNORE_INDEX, Sample
+from wsss_afa.types import Sample
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The 20 foreground classes; mask value c + 1 is ``VOC_CLASSES[c]``."""
-
-
 _MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
-
-
 _PACKAGED = files("wsss_afa.data") / "voc2012"
 
 
@@ -56,32 +51,33 @@ class VOC:
 
     def __init__(self, root: str | Path, split: str, with_mask: bool = False) -> None:
         self.root = Path(root).expanduser()
-        if not (self.root / "JPEGImages").is_dir():
+        images = self.root / "JPEGImages"
+        if not images.is_dir():
             raise UserError(
                 f"data.root={root} has no folder JPEGImages, need VOC2012/JPEGImages/*.jpg: set data.root to "
                 "the folder VOC2012 itself"
             )
-        self.names = _read_list(self.root, split)
-        require_files(self.root / "JPEGImages", [f"{name}.jpg" for name in self.names], split)
-        self.labels = _read_labels(self.root, self.names, tagged=split != "test")
+        self.names, path = _read_list(self.root, split)
+        require_files(images, [f"{name}.jpg" for name in self.names], split)
+        self.paths = [images / f"{name}.jpg" for name in self.names]
+        self.labels = np.zeros((len(self), len(VOC_CLASSES)), bool)
+        packaged, annotations = _packaged_tags(), self.root / "Annotations"
+        for row, name in zip(self.labels, self.names, strict=True) if split != "test" else ():
+            tags = packaged[name] if name in packaged else parse_tags(annotations / f"{name}.xml")
+            row[[VOC_CLASSES.index(tag) for tag in tags]] = True
         self._masks = _find_masks(self.root, self.names, split) if with_mask else None
-        self.summary = f"{root}: {len(self)} images of the list {_find_list(self.root, split)}"
-        self.summary += f"; masks of {self._masks.name}" if self._masks else ""
-
-    @property
-    def paths(self) -> list[Path]:
-        """The image files, in order."""
-        return [self.root / "JPEGImages" / f"{name}.jpg" for name in self.names]
+        masks = f"; masks of {self._masks.name}" if self._masks else ""
+        self.summary = f"{root}: {len(self)} images of the list {path}{masks}"
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        image = read_image(self.root / "JPEGImages" / f"{name}.jpg")
-        sample = Sample(image=image, class_label=self.labels[index].astype(np.float32), name=name)
+        image, label = read_image(self.paths[index]), self.labels[index].astype(np.float32)
+        sample = Sample(image=image, class_label=label, name=self.names[index])
         if self._masks is not None:
-            sample["mask"] = read_mask(self._masks / f"{name}.png", image.shape[:2], len(VOC_CLASSES))
+            path = self._masks / f"{sample['name']}.png"
+            sample["mask"] = read_mask(path, image.shape[:2], len(VOC_CLASSES))
         return sample
 
 
@@ -107,20 +103,17 @@ def parse_tags(path: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _find_list(root: Path, split: str) -> Traversable:
+def _read_list(root: Path, split: str) -> tuple[list[str], Traversable]:
+    """The names of a split, and the file that lists them."""
     own, packaged = root / "ImageSets" / "Segmentation" / f"{split}.txt", _PACKAGED / f"{split}.txt"
-    if not own.is_file() and not packaged.is_file():
+    path = own if own.is_file() else packaged
+    if not path.is_file():
         raise UserError(f"split {split!r} has no list, need {own} or one of train, train_aug, val, test")
-    return own if own.is_file() else packaged
-
-
-def _read_list(root: Path, split: str) -> list[str]:
-    path = _find_list(root, split)
     lines = path.read_text("utf-8").splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]  # SBD lists give paths
     if not names:
         raise UserError(f"{path} lists 0 images, need one name per line: fill or delete it")
-    return names
+    return names, path
 
 
 @cache
@@ -129,35 +122,14 @@ def _packaged_tags() -> dict[str, list[str]]:
         return {row["image"]: row["tags"].split() for row in csv.DictReader(file)}
 
 
-def _read_labels(root: Path, names: list[str], tagged: bool) -> NDArray[np.bool_]:
-    labels = np.zeros((len(names), len(VOC_CLASSES)), bool)
-    if tagged:
-        known = _packaged_tags()
-        for row, name in zip(labels, names, strict=True):
-            tags = known[name] if name in known else parse_tags(root / "Annotations" / f"{name}.xml")
-            row[[VOC_CLASSES.index(tag) for tag in tags]] = True
-    return labels
-
-
 def _find_masks(root: Path, names: list[str], split: str) -> Path:
     pngs = [f"{name}.png" for name in names]
-    folder = min(
-        (root / folder for folder in _MASK_FOLDERS), key=lambda folder: len(absent_files(folder, pngs))
-    )
+    folder = min((root / name for name in _MASK_FOLDERS), key=lambda own: len(absent_files(own, pngs)))
     require_files(folder, pngs, split)
     return folder
 
 
-def _read_mask(path: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    mask = read_mask(path, size)
-    worst = int(np.where(mask == IGNORE_INDEX, 0, mask).max())
-    if worst > len(VOC_CLASSES):
-        raise UserError(
-            f"{path} has label {worst}, need 0 to {len(VOC_CLASSES)} or {IGNORE_INDEX}: replace the mask"
-        )
-    return mask
-
-
+@dataclass(eq=False, repr=False)
 class VOCDataModule(TaggedDataModule):
     """PASCAL VOC 2012, or any folder in its layout.
 
@@ -172,32 +144,14 @@ class VOCDataModule(TaggedDataModule):
         UserError: A value is out of its range; from ``setup``, files are missing.
     """
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 8,
-        crop_size: int = 512,
-        num_workers: int = 0,
-        scale: Sequence[float] = (0.5, 2.0),
-        flip: float = 0.5,
-        seed: int = 0,
-        train_split: str = "train_aug",
-        val_split: str = "val",
-        balanced: bool = False,
-        skip_broken: bool = False,
-    ) -> None:
-        super().__init__(batch_size, crop_size, num_workers, scale, flip, seed, balanced, skip_broken)
-        self.root, self.train_split, self.val_split = root, train_split, val_split
+    root: str
+    train_split: str = "train_aug"
+    val_split: str = "val"
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The 20 classes of VOC."""
-        return VOC_CLASSES
+    class_names = VOC_CLASSES
 
-    def make_train_set(self) -> VOC:
-        """The images of ``train_split`` with their tags."""
-        return VOC(self.root, self.train_split)
-
-    def make_val_set(self) -> VOC:
-        """The images of ``val_split`` with their masks."""
+    def make_set(self, split: str) -> VOC:
+        """The images of ``train_split`` with their tags, or of ``val_split`` with masks too."""
+        if split == "train":
+            return VOC(self.root, self.train_split)
         return VOC(self.root, self.val_split, with_mask=True)

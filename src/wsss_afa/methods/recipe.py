@@ -34,6 +34,8 @@ _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa
 """Where what a recipe may build lives."""
 _PREFIX = "net."
 """Of the weights of a method's network in a checkpoint."""
+_WEIGHTS = ("pretrained", "checkpoint_path")
+"""Settings that name weights: ours, and one of timm's."""
 
 
 class Recipe(TypedDict):
@@ -132,19 +134,20 @@ def check_plain(config: Any, trust: Sequence[str] | None = ()) -> None:
 
 
 def _is_ours(target: Any) -> bool:
-    """Whether a dotted name is a module of this library, or a function of it that makes one."""
+    """Whether a dotted name is a module of this library, or a function of it that makes one.
+
+    Those of this file are none: `load` would read a second file, with the trust that the first one names.
+    """
     if not isinstance(target, str) or not target.startswith(_PACKAGES):
         return False
     name, _, leaf = target.rpartition(".")
     try:
-        module = importlib.import_module(name)
-    except ImportError:
+        found = vars(importlib.import_module(name)).get(leaf)
+        made = found if isinstance(found, type) else typing.get_type_hints(found).get("return")
+    except (ImportError, NameError, TypeError):
         return False
-    found = vars(module).get(leaf)
-    if getattr(found, "__module__", None) != name:
-        return False
-    made = found if isinstance(found, type) else typing.get_type_hints(found).get("return")
-    return isinstance(made, type) and issubclass(made, nn.Module)
+    own = getattr(found, "__module__", None) == name != __name__
+    return own and isinstance(made, type) and issubclass(made, nn.Module)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -173,5 +176,5 @@ def _own(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tenso
 def _without_pretrained(config: Any) -> Any:
     """Weights come from the checkpoint; those that it began with, or names, are not fetched."""
     if isinstance(config, Mapping):
-        return {k: None if k == "pretrained" else _without_pretrained(v) for k, v in config.items()}
+        return {k: None if k in _WEIGHTS else _without_pretrained(v) for k, v in config.items()}
     return [_without_pretrained(value) for value in config] if isinstance(config, list | tuple) else config

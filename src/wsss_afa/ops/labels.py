@@ -74,6 +74,7 @@ def cam_label(cam: Tensor, class_label: Tensor, low: float, high: float) -> Tens
         (B, H, W) int64 in [0, C] or 255.
 
     Examples:
+        >>> import torch
         >>> cam_label(torch.tensor([[[[0.2, 0.5, 0.9]]]]), torch.ones(1, 1), low=0.35, high=0.55)
         tensor([[[  0, 255,   1]]])
     """
@@ -90,6 +91,7 @@ def merge_thresholds(low: Tensor, high: Tensor) -> Tensor:
         high: (B, H, W) int64 label made with the high background score.
 
     Examples:
+        >>> import torch
         >>> merge_thresholds(low=torch.tensor([[[2, 2, 0]]]), high=torch.tensor([[[2, 0, 0]]]))
         tensor([[[  2, 255,   0]]])
     """

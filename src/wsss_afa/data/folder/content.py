@@ -9,12 +9,13 @@ each photo a palette or grey PNG of its size and name; background is 0, class c 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.folder.photos import (
     bare,
     class_folders,
@@ -40,7 +41,6 @@ class PhotoFolder:
     """What ``read_folder`` found; lists run over the tagged photos."""
 
     root: Path
-    """The folder."""
     class_names: tuple[str, ...]
     """C foreground classes."""
     files: list[str]
@@ -73,13 +73,11 @@ class TaggedFolder:
     def __init__(
         self, content: PhotoFolder, split: str, with_mask: bool = False, max_side: int | None = None
     ) -> None:
-        chosen = [i for i, name in enumerate(content.splits) if name == split]
-        self.root, self.class_names = content.root, content.class_names
+        chosen = np.flatnonzero(np.array(content.splits) == split).tolist()
+        self.root, self.class_names, self.summary = content.root, content.class_names, content.summary
         self.files = [content.files[i] for i in chosen]
-        self.summary = content.summary
         self.labels = content.labels[chosen]
-        self._masks = content.masks if with_mask else None
-        self._max_side = max_side
+        self._masks, self._max_side = content.masks if with_mask else None, max_side
         absent = [file for file in self.files if with_mask and file not in content.masks]
         if absent:
             raise all_of([
@@ -103,7 +101,12 @@ class TaggedFolder:
         label = self.labels[index].astype(np.float32)
         sample = Sample(image=shrink(image, self._max_side), class_label=label, name=bare(file))
         if self._masks is not None:
-            mask = _read_mask(self._masks[file], image.shape[:2], label)
+            path = self._masks[file]
+            mask = read_mask(path, image.shape[:2], len(label))
+            if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
+                raise UserError(
+                    f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
+                )
             sample["mask"] = shrink(mask, self._max_side, nearest=True)
         return sample
 
@@ -121,13 +124,7 @@ def read_folder(
     Photos are split as the tag file's column ``split`` says, as the sub-folders ``train`` and ``val`` say, or
     else by iterative stratification; if there are masks, only photos with a mask are then chosen to validate.
 
-    Args:
-        root: The folder.
-        labels: Tag file, relative to the root; None finds it.
-        separator: Between tags in text; None finds out.
-        val_fraction: Share of the photos that validate where nothing else says so, in (0, 1).
-        seed: Of that choice, not negative.
-        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
+    ``FolderDataModule`` explains the arguments; ``seed`` is its ``split_seed``.
 
     Raises:
         UserError: The folder cannot be read, or not without guessing.
@@ -138,17 +135,21 @@ def read_folder(
     rows = match_rows(root, photos, table, ignore_unlisted)
     files = [file for file in photos if file in rows]
     names = _class_names(root, table)
-    indices = {name: index for index, name in enumerate(names)}
-    tags = np.zeros((len(files), len(names)), bool)
-    for own, file in zip(tags, files, strict=True):
-        own[[indices[tag] for tag in rows[file].tags]] = True
+    tags = np.array([[name in rows[file].tags for name in names] for file in files], bool)
+    tags = tags.reshape(len(files), len(names))
     _check_contrast(root, names, tags)
     masks = _find_masks(root, photos)
     splits, how = _explicit_splits(root, files, rows)
     if not how:
-        splits, how = _make_splits(root, files, tags, masks, val_fraction, seed)
-    summary = _summarise(root, table, names, tags, splits, how, masks.keys() & set(files))
-    return PhotoFolder(root, names, files, tags, splits, masks, summary)
+        if not 0 < val_fraction < 1:
+            raise UserError(f"data.val_fraction is {val_fraction}, need a share in (0, 1): try 0.1")
+        if len(files) < 2:
+            raise UserError(f"{root} has {len(files)} photo, need two, to train and to validate: add some")
+        candidates = np.array([file in masks for file in files]) if masks else None
+        validates = stratified_split(tags, val_fraction, seed, candidates)
+        splits, how = np.where(validates, "val", "train").tolist(), f"stratified, seed {seed}"
+    content = PhotoFolder(root, names, files, tags, splits, masks, "")
+    return replace(content, summary=_summarise(content, table.how, how))
 
 
 def _class_names(root: Path, table: Table) -> tuple[str, ...]:
@@ -157,18 +158,18 @@ def _class_names(root: Path, table: Table) -> tuple[str, ...]:
     A 255th class would have the label of ignored pixels, so a class that no photo has takes its place.
     """
     used = {tag: row.where for row in reversed(table.rows) for tag in row.tags}
-    listed, path = table.class_names, root / "classes.txt"
+    path, listed = root / "classes.txt", table.class_names
     if path.is_file():
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = map(str.strip, path.read_text("utf-8-sig").splitlines())
         listed = tuple(dict.fromkeys(line for line in lines if line and line.lower() != "background"))
     names = list(listed or sorted(used))
     unknown = sorted(used.keys() - set(names))
     if unknown:
         raise UserError(f"{used[unknown[0]]} has the tag {unknown[0]!r}, which is not in {path}: mend either")
-    spelt: dict[str, str] = {}
+    spelt = {name.lower(): name for name in reversed(names)}
     for name in names:
-        if (other := spelt.setdefault(name.lower(), name)) != name:
-            raise UserError(f"{root} has the classes {other!r} and {name!r}: spell them alike")
+        if spelt[name.lower()] != name:
+            raise UserError(f"{root} has the classes {spelt[name.lower()]!r} and {name!r}: spell them alike")
     if len(names) >= IGNORE_INDEX:
         names.insert(IGNORE_INDEX - 1, UNUSED)
     return tuple(names)
@@ -216,49 +217,66 @@ def _explicit_splits(root: Path, files: list[str], rows: dict[str, Row]) -> tupl
     return [], ""
 
 
-def _make_splits(
-    root: Path,
-    files: list[str],
-    labels: NDArray[np.bool_],
-    masks: dict[str, Path],
-    fraction: float,
-    seed: int,
-) -> tuple[list[str], str]:
-    if not 0 < fraction < 1:
-        raise UserError(f"data.val_fraction is {fraction}, need a share in (0, 1): try 0.1")
-    if len(files) < 2:
-        raise UserError(f"{root} has {len(files)} photo, need two, to train and to validate: add some")
-    candidates = np.array([file in masks for file in files]) if masks else None
-    chosen = stratified_split(labels, fraction, seed, candidates)
-    return ["val" if val else "train" for val in chosen], f"stratified, seed {seed}"
-
-
-def _read_mask(path: Path, size: tuple[int, ...], label: NDArray[np.float32]) -> NDArray[np.uint8]:
-    mask = read_mask(path, size, len(label))
-    if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
-        raise UserError(
-            f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
-        )
-    return mask
-
-
-def _summarise(
-    root: Path,
-    table: Table,
-    names: tuple[str, ...],
-    tags: NDArray[np.bool_],
-    splits: list[str],
-    how: str,
-    masked: set[str],
-) -> str:
-    named = [name for name in names if name != UNUSED]
-    shown = ", ".join(named[:8]) + (", …" if len(named) > 8 else "")
-    counts = f"{splits.count('train')} train and {splits.count('val')} val ({how})"
-    truth = f"{len(masked)} masks" if masked else "no masks, so no mIoU"
+def _summarise(content: PhotoFolder, read: str, split: str) -> str:
+    """What was found, how its tags were read and how it was split."""
+    tags, splits, masked = content.labels, content.splits, content.masks.keys() & set(content.files)
     trained = tags[np.array(splits) == "train"].any(0)
-    untrained = [name for name, seen in zip(names, trained, strict=True) if not seen and name != UNUSED]
-    warning = f"; no training photo of {', '.join(untrained[:3])}" if untrained else ""
+    named = {
+        name: bool(seen) for name, seen in zip(content.class_names, trained, strict=True) if name != UNUSED
+    }
+    untrained = [name for name, seen in named.items() if not seen]
     return (
-        f"{root}: {table.how}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
-        f"{len(named)} classes: {shown}; {counts}; {truth}{warning}"
+        f"{content.root}: {read}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
+        f"{len(named)} classes: {', '.join(list(named)[:8])}{', …' * (len(named) > 8)}; "
+        f"{splits.count('train')} train and {splits.count('val')} val ({split}); "
+        + (f"{len(masked)} masks" if masked else "no masks, so no mIoU")
+        + (f"; no training photo of {', '.join(untrained[:3])}" if untrained else "")
     )
+
+
+@dataclass(eq=False, repr=False)
+class FolderDataModule(TaggedDataModule):
+    """Any folder of tagged photos, with or without masks; the folder is read at once, its images are not.
+
+    Settings that are not named below are those of ``TaggedDataModule``.
+
+    Args:
+        root: The folder.
+        labels: Tag file, relative to the root; None finds it.
+        separator: Between tags in text; None finds out.
+        val_fraction: Share of the photos that validate where the folder does not say, in (0, 1).
+        split_seed: Of that choice, apart from ``seed``: runs of other seeds validate on the same photos.
+        ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
+        max_side: Photos with a longer side in pixels are reduced to it; None keeps their size.
+
+    Raises:
+        UserError: A value is out of its range, or the folder cannot be read without guessing.
+    """
+
+    root: str
+    labels: str | None = None
+    separator: str | None = None
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    ignore_unlisted: bool = False
+    max_side: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_side is not None and self.max_side < 1:
+            raise UserError(
+                f"data.max_side is {self.max_side}, need pixels or null: set it to 640, for example"
+            )
+        self._content = read_folder(
+            self.root, self.labels, self.separator, self.val_fraction, self.split_seed, self.ignore_unlisted
+        )
+        self.class_names = self._content.class_names
+        self.has_masks = bool(self._content.masks)
+
+    def prepare_data(self) -> None:
+        """Say what was found and how it was read."""
+        print(f"data      {self._content.summary}")
+
+    def make_set(self, split: str) -> TaggedFolder:
+        """The photos of a split with their tags and, for ``val``, masks if there are any."""
+        return TaggedFolder(self._content, split, self.has_masks and split == "val", self.max_side)

@@ -83,32 +83,29 @@ def read_tables(root: Path, labels: str | None, separator: str | None) -> Table 
     Raises:
         UserError: There are several in one folder, or one cannot be read.
     """
-    if labels is not None:
-        if not (root / labels).is_file():
-            raise UserError(f"data.labels={labels} is no file in {root}, need a tag file: mend the path")
-        return read_tags(root / labels, separator)
-    path = _tag_file(root)
+    if labels is not None and not (root / labels).is_file():
+        raise UserError(f"data.labels={labels} is no file in {root}, need a tag file: mend the path")
+    path = root / labels if labels is not None else _tag_file(root)
     if path is not None:
         return read_tags(path, separator)
-    parts = [
-        (folder, read_tags(part, separator))
-        for folder in sorted(root.iterdir())
-        if folder.name.lower() in SPLITS and folder.is_dir() and (part := _tag_file(folder)) is not None
-    ]
-    if not parts:
-        return None
+    folders = [each for each in sorted(root.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
+    tables = {each.name: read_tags(part, separator) for each in folders if (part := _tag_file(each))}
     rows = [
-        row._replace(file=f"{folder.name}/{row.file}", split=SPLITS[folder.name.lower()])
-        for folder, table in parts
+        row._replace(file=f"{name}/{row.file}", split=SPLITS[name.lower()])
+        for name, table in tables.items()
         for row in table.rows
     ]
-    declared = tuple(dict.fromkeys(name for _, table in parts for name in table.class_names))
-    return Table(rows, ", ".join(f"{folder.name}/{table.how}" for folder, table in parts), declared)
+    declared = tuple(dict.fromkeys(name for table in tables.values() for name in table.class_names))
+    how = ", ".join(f"{name}/{table.how}" for name, table in tables.items())
+    return Table(rows, how, declared) if tables else None
 
 
 def _tag_file(folder: Path) -> Path | None:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _TAG_SUFFIXES)
-    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
+    found = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in _TAG_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
     named = [path for path in found if path.stem.lower() == "labels"] or found
     if len(named) > 1:
         raise UserError(
@@ -186,11 +183,7 @@ def group_by_name(photos: list[str]) -> dict[str, list[str]]:
 def find_photo(root: Path, by_name: dict[str, list[str]], row: Row, hint: bool = True) -> str:
     """The photo that a row means; either may have folders above what they share.
 
-    Args:
-        root: The folder.
-        by_name: From ``group_by_name``.
-        row: Of the tag file.
-        hint: Whether a message may look for the nearest name, which takes a while in large folders.
+    A message looks for the nearest name if it may ``hint``, which takes a while in large folders.
 
     Raises:
         UserError: It means no photo, or several.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ IMAGE_SUFFIXES = frozenset({
     ".ppm", ".pgm", ".pbm", ".tga",
 })  # fmt: skip
 """Endings of files that are taken for images, in small letters."""
-
+_EXAMPLE = '{"file": "a.jpg", "tags": ["cat"]}'
 Record = tuple[str, dict[str, Any]]
 """Where it stands, such as "line 3", and its values by column."""
 
@@ -60,19 +61,16 @@ def csv_records(path: Path) -> list[Record]:
     header = [cell.strip() for cell in lines[0][1]]
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
         raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
-    if len(set(header)) < len(header):
-        twice = next(cell for cell in header if header.count(cell) > 1)
-        raise UserError(f"{path} has two columns {twice!r}, need different names: rename or delete one")
-    return [_csv_record(path, where, header, cells) for where, cells in lines[1:]]
-
-
-def _csv_record(path: Path, where: str, header: list[str], cells: list[str]) -> Record:
-    if len(cells) != len(header):
-        raise UserError(
-            f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
-            "quotation marks or `;` between them, and keep the comma before an empty cell"
-        )
-    return where, dict(zip(header, cells, strict=True))
+    twice = [cell for cell, count in Counter(header).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has two columns {twice[0]!r}, need different names: rename or delete one")
+    for where, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
+                "quotation marks or `;` between them, and keep the comma before an empty cell"
+            )
+    return [(where, dict(zip(header, cells, strict=True))) for where, cells in lines[1:]]
 
 
 def jsonl_records(path: Path) -> list[Record]:
@@ -95,18 +93,13 @@ def json_records(path: Path, content: Any) -> list[Record]:
         return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
     if isinstance(content, list):
         return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
-    raise UserError(
-        f"{path} holds {kind_of(content)}, need a list of objects such as "
-        '{"file": "a.jpg", "tags": ["cat"]}, or COCO\'s form: rewrite it'
-    )
+    problem = f"{path} holds {kind_of(content)}, need a list of objects such as"
+    raise UserError(f"{problem} {_EXAMPLE}, or COCO's form: rewrite it")
 
 
 def _as_record(path: Path, where: str, item: Any) -> Record:
     if not isinstance(item, dict):
-        raise UserError(
-            f"{path} {where} is {kind_of(item)}, need an object: "
-            'write it like {"file": "a.jpg", "tags": ["cat"]}'
-        )
+        raise UserError(f"{path} {where} is {kind_of(item)}, need an object: write it like {_EXAMPLE}")
     return where, item
 
 
@@ -118,10 +111,11 @@ def parse_json(path: Path, text: str, line: int = 0) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = {key: value for key, value in pairs if key != "segmentation"}  # large, and of no use here
-        if len({key for key, _ in pairs}) < len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise UserError(f"{path} has {twice!r} twice in one object: keep one of the two")
+        content.pop("segmentation", None)  # large, and of no use here
         return content
 
     try:

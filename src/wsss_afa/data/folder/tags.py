@@ -7,7 +7,7 @@ rows; only COCO's JSON has a way of its own. Nothing here looks at images.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,15 +105,19 @@ def _table(path: Path, records: list[Record], separator: str | None) -> Table:
         classes = tuple(column for column in columns if column not in (file, split))
         if not classes:
             raise UserError(f"{path} has the columns {columns} and no tags: add a column `tags`")
-        how, names = "a 0-or-1 column per class", _hot_reader(path, classes)
+        how, names = "a 0-or-1 column per class", [_hot_tags(path, record, classes) for record in records]
     else:
-        classes = ()
-        how, names = _tag_reader(path, records, tags, separator)
+        classes, mark = (), _mark(path, records, tags, separator)
+        names = [_tags(path, record, tags, mark) for record in records]
+        cells = [cell for _, cell in _cells(records, tags)]
+        several = mark and any(mark in cell.strip() for cell in cells)
+        how = "one tag per image" if cells else "tags as lists"
+        how = f"tags separated by {'blanks' if mark == ' ' else repr(mark)}" if several else how
     rows = [
-        Row(_file(path, record, file), names(record), _split(path, record, split), f"{path} {record[0]}")
-        for record in records
+        Row(_file(path, record, file), own, _split(path, record, split), f"{path} {record[0]}")
+        for record, own in zip(records, names, strict=True)
     ]
-    return Table(rows, f"{path.name}, {how}", tuple(name for name in classes if not _is_background(name)))
+    return Table(rows, f"{path.name}, {how}", _clean(classes))
 
 
 def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
@@ -141,79 +145,60 @@ def _split(path: Path, record: Record, column: str | None) -> str:
     return split
 
 
-def _hot_reader(path: Path, classes: tuple[str, ...]) -> Callable[[Record], tuple[str, ...]]:
-    def read(record: Record) -> tuple[str, ...]:
-        where, values = record
-        for name in classes:
-            if str(values.get(name)).strip().lower() not in _ON_OFF:
-                raise UserError(
-                    f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1: change it, "
-                    "delete a column that is no class, or name the column of tags `tags`"
-                )
-        return _clean(name for name in classes if _ON_OFF[str(values[name]).strip().lower()])
-
-    return read
-
-
-def _tag_reader(
-    path: Path, records: list[Record], column: str, separator: str | None
-) -> tuple[str, Callable[[Record], tuple[str, ...]]]:
-    cells = [(where, str(values[column])) for where, values in records if isinstance(values.get(column), str)]
-    cells = [(where, cell) for where, cell in cells if not cell.lstrip().startswith("[")]
-    single = column.strip().lower() in _TAG
-    mark = separator or _find_separator(path, cells) or ("" if single else " ")
-
-    def read(record: Record) -> tuple[str, ...]:
-        where, values = record
-        value = values.get(column)
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            value = _list_inread_text(path, where, value)
-        if isinstance(value, str):
-            value = value.split(mark.strip() or None) if mark else [value]
-        if not isinstance(value, list) or not all(type(name) in (str, int) for name in value):
+def _hot_tags(path: Path, record: Record, classes: tuple[str, ...]) -> tuple[str, ...]:
+    where, values = record
+    for name in classes:
+        if str(values.get(name)).strip().lower() not in _ON_OFF:
             raise UserError(
-                f"{path} {where} has no list of names in {column!r} ({kind_of(value)}): write one, [] for "
-                "background only"
+                f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1: change it, "
+                "delete a column that is no class, or name the column of tags `tags`"
             )
-        return _clean(map(str, value))
-
-    several = [mark for _, cell in cells if mark and mark in cell.strip()]
-    how = f"tags separated by {'blanks' if mark == ' ' else repr(mark)}" if several else "one tag per image"
-    return (how if cells else "tags as lists"), read
+    return _clean(name for name in classes if _ON_OFF[str(values[name]).strip().lower()])
 
 
-def _find_separator(path: Path, cells: list[tuple[str, str]]) -> str | None:
-    """The mark that separates tags, None if there is none."""
+def _cells(records: list[Record], column: str) -> list[tuple[str, str]]:
+    """Tags that stand there as text, and where; lists are none."""
+    cells = [(where, values.get(column)) for where, values in records]
+    return [(w, cell) for w, cell in cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
+
+
+def _mark(path: Path, records: list[Record], column: str, separator: str | None) -> str:
+    """What separates tags; empty if nothing does."""
+    cells = _cells(records, column)
     found = {mark: where for mark in _MARKS for where, cell in reversed(cells) if mark in cell}
-    if len(found) > 1:
+    if len(found) > 1 and not separator:
         (one, here), (other, there) = list(found.items())[:2]
         raise UserError(
             f"{path} has {one!r} between tags on {here} and {other!r} on {there}, need one separator: change "
             f'the others, or set data.separator="{one}"'
         )
-    return next(iter(found), None)
+    return separator or next(iter(found), "" if column.strip().lower() in _TAG else " ")
 
 
-def _list_inread_text(path: Path, where: str, text: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())  # JSON's lists of names are also Python's
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+def _tags(path: Path, record: Record, column: str, mark: str) -> tuple[str, ...]:
+    where, values = record
+    value = values.get(column)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())  # JSON's lists of names are also Python's
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise UserError(
+                f'{path} {where} has the broken list {value!r}, need ["cat", "dog"]: mend it'
+            ) from error
+    if isinstance(value, str):
+        value = value.split(mark.strip() or None) if mark else [value]
+    if not isinstance(value, list) or not all(type(name) in (str, int) for name in value):
         raise UserError(
-            f'{path} {where} has the broken list {text!r}, need ["cat", "dog"]: mend it'
-        ) from error
+            f"{path} {where} has no list of names in {column!r} ({kind_of(value)}): write one, [] for "
+            "background only"
+        )
+    return _clean(map(str, value))
 
 
 def _clean(names: Iterable[str]) -> tuple[str, ...]:
     """Stripped, without blanks, repetitions and background."""
-    stripped = (name.strip() for name in names)
-    return tuple(dict.fromkeys(name for name in stripped if name and not _is_background(name)))
-
-
-def _is_background(name: str) -> bool:
-    return name.strip().lower() == "background"
-
-
-# COCO
+    stripped = dict.fromkeys(name.strip() for name in names)
+    return tuple(name for name in stripped if name and name.lower() != "background")
 
 
 def _coco(path: Path, content: dict[str, Any]) -> Table:
@@ -231,15 +216,11 @@ def _coco(path: Path, content: dict[str, Any]) -> Table:
             key, value = ("image_id", image) if image not in tags else ("category_id", category)
             raise UserError(f"{path} has an annotation of {key} {value}, which is not listed: export it anew")
         tags[image].add(category)
-    rows = [
-        Row(
-            str(_get(path, item, "images", "file_name")).replace("\\", "/"),
-            _clean(names[category] for category in sorted(tags[item["id"]])),
-            "",
-            f"{path} image {item['id']}",
-        )
-        for item in content["images"]
-    ]
+    rows = []
+    for item in content["images"]:
+        file = str(_get(path, item, "images", "file_name")).replace("\\", "/")
+        own = _clean(names[category] for category in sorted(tags[item["id"]]))
+        rows.append(Row(file, own, "", f"{path} image {item['id']}"))
     return Table(rows, f"{path.name}, COCO's form", _clean(names[category] for category in sorted(names)))
 
 

@@ -9,20 +9,20 @@ from torch import Tensor
 
 import reference
 from wsss_afa.errors import UserError
-from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.methods.afa.network import AFANet, AFAOutput
 from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
 from wsss_afa.models.backbones.mix_transformer import MixTransformer
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.labels import best_class, own_classes
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.types import MEAN, STD, Activation, AFAOutput, AffinityTokens, Batch, PseudoLabels
+from wsss_afa.types import MEAN, STD, Activation, AffinityTokens, Batch, PseudoLabels
 
 TAGS = torch.tensor([[1.0, 0, 0, 0], [1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]])
 BOXES = [(0, 32, 0, 48), (5, 30, 0, 41), (3, 20, 7, 48), (1, 32, 2, 33)]
 DILATIONS, RADIUS, THRESHOLDS = (1, 2, 4), 2, (0.35, 0.55)
-REFINED, PROPAGATED = 11, 21
-"""Steps of the phases, with the labelers below."""
+REFINED, PROPAGATED = False, True
+"""Whether labels are propagated already."""
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -70,15 +70,13 @@ def make_labeler(**settings: object) -> PseudoLabeler:
         "cam": MultiScaleCAM(),
         "refine": PixelAdaptiveRefinement(3, DILATIONS),
         "propagate": RandomWalkPropagation(RADIUS),
-        "start_step": 10,
-        "propagation_step": 20,
         "affinity_radius": RADIUS,
     }
     return PseudoLabeler(**defaults | settings)
 
 
-def run(labeler: PseudoLabeler, batch: Batch, step: int, net: Blobs | None = None) -> PseudoLabels:
-    return labeler(net or Blobs(), batch, output_of(Blobs().activate(batch["image"])), step)
+def run(labeler: PseudoLabeler, batch: Batch, propagating: bool, net: Blobs | None = None) -> PseudoLabels:
+    return labeler(net or Blobs(), batch, output_of(Blobs().activate(batch["image"])), propagating)
 
 
 def refine(rgb: Tensor, maps: Tensor) -> Tensor:
@@ -124,7 +122,7 @@ def test_the_example_has_everything(expected):
 
 
 def test_cam_label_of_the_baseline(batch, expected):
-    labels = run(make_labeler(refine=None, propagate=None), batch, REFINED)
+    labels = run(make_labeler(labels="cam"), batch, REFINED)
     assert labels.affinity is None
     assert_same_label(labels.segmentation, expected["cam"])
 
@@ -170,15 +168,15 @@ def test_affinity_from_the_propagated_label(batch, expected):
 
 
 def test_refinement_alone_has_no_affinity(batch, expected):
-    for step in (REFINED, PROPAGATED):
-        labels = run(make_labeler(propagate=None), batch, step)
+    for propagating in (REFINED, PROPAGATED):
+        labels = run(make_labeler(labels="par"), batch, propagating)
         assert labels.affinity is None
         assert_same_label(labels.segmentation, expected["par"])
 
 
 FORMS = {
-    "none": {"refine": None, "propagate": None},
-    "par": {"propagate": None},
+    "cam": {"labels": "cam"},
+    "par": {"labels": "par"},
     "afa": {},
     "coco": {"affinity_from_propagated": True},
     "normalized": {"normalize_propagated": True},
@@ -187,10 +185,10 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("step", [REFINED, PROPAGATED])
+@pytest.mark.parametrize("propagating", [REFINED, PROPAGATED])
 @pytest.mark.parametrize("form", FORMS)
-def test_properties(batch, form, step):
-    labels = run(make_labeler(**FORMS[form]), batch, step)
+def test_properties(batch, form, propagating):
+    labels = run(make_labeler(**FORMS[form]), batch, propagating)
     for label, tags, (top, bottom, left, right) in zip(labels.segmentation, TAGS, BOXES, strict=True):
         own = {0, 255} | {c + 1 for c in range(4) if tags[c]}
         assert set(label.unique().tolist()) <= own
@@ -200,21 +198,21 @@ def test_properties(batch, form, step):
         assert (label[~outside] != 255).any()
 
 
-@pytest.mark.parametrize("step", [REFINED, PROPAGATED])
+@pytest.mark.parametrize("propagating", [REFINED, PROPAGATED])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_batch_is_its_images(batch, form, step):
-    labels = run(make_labeler(**FORMS[form]), batch, step)
+def test_a_batch_is_its_images(batch, form, propagating):
+    labels = run(make_labeler(**FORMS[form]), batch, propagating)
     for i in range(4):
         alone: Batch = {key: values[i : i + 1] for key, values in batch.items()}
-        one = run(make_labeler(**FORMS[form]), alone, step)
+        one = run(make_labeler(**FORMS[form]), alone, propagating)
         assert_same_label(one.segmentation[0], labels.segmentation[i])
         if labels.affinity is not None:
             assert (one.affinity[0] != labels.affinity[i]).float().mean() < 1e-2
 
 
 def test_an_image_without_tags_is_background(batch):
-    for step in (REFINED, PROPAGATED):
-        label = run(make_labeler(), batch, step).segmentation[2]
+    for propagating in (REFINED, PROPAGATED):
+        label = run(make_labeler(), batch, propagating).segmentation[2]
         assert set(label.unique().tolist()) == {0, 255}
         assert (label == 0).sum() == (20 - 3) * (48 - 7)
 
@@ -226,11 +224,6 @@ def test_inputs_are_untouched(batch):
 
 
 # What is computed when
-
-
-@pytest.mark.parametrize(("step", "needed"), [(0, False), (10, False), (11, True), (21, True)])
-def test_nothing_is_needed_up_to_the_start(step, needed):
-    assert make_labeler().needed(step) is needed
 
 
 class Counting(PixelAdaptiveRefinement):
@@ -246,12 +239,12 @@ class Counting(PixelAdaptiveRefinement):
 
 
 @pytest.mark.parametrize(
-    ("step", "from_propagated", "affinities", "refinements"),
-    [(20, False, 0, 1), (21, False, 1, 2), (20, True, 0, 1), (21, True, 1, 1)],
+    ("propagating", "from_propagated", "affinities", "refinements"),
+    [(False, False, 0, 1), (True, False, 1, 2), (False, True, 0, 1), (True, True, 1, 1)],
 )
-def test_parts_are_computed_where_they_are_used(batch, step, from_propagated, affinities, refinements):
+def test_parts_are_computed_where_they_are_used(batch, propagating, from_propagated, affinities, refinements):
     net, par = Blobs(), Counting()
-    run(make_labeler(refine=par, affinity_from_propagated=from_propagated), batch, step, net)
+    run(make_labeler(refine=par, affinity_from_propagated=from_propagated), batch, propagating, net)
     assert net.asked.count("affinity") == affinities
     assert len(par.seen) == refinements
 
@@ -303,7 +296,12 @@ def test_evaluation_ignores_nothing_and_the_baseline_has_one_label(batch):
     both = make_labeler().evaluate(Blobs(), batch, output)
     assert both.keys() == {"cam", "affinity"}
     assert all((label != 255).all() for label in both.values())
-    assert make_labeler(propagate=None).evaluate(Blobs(), batch, output).keys() == {"cam"}
+    assert make_labeler(labels="par").evaluate(Blobs(), batch, output).keys() == {"cam"}
+
+
+def test_unknown_labels_are_refused():
+    with pytest.raises(UserError, match=r"method\.labels=none is not known; need cam, par, afa"):
+        make_labeler(labels="none")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.6, 0.5), (-0.1, 0.5), (0.3, 1.1)])

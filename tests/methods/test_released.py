@@ -16,45 +16,63 @@ from wsss_afa import evaluate, predict, pseudo_labels
 from wsss_afa.data.coco import COCO_CLASSES
 from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.errors import UserError
-from wsss_afa.methods.recipe import build, load, released_recipe
+from wsss_afa.methods.afa.method import AFA
+from wsss_afa.methods.afa.network import AFANet
+from wsss_afa.methods.afa.released import released_recipe, rename_afa
+from wsss_afa.methods.recipe import build, load
 from wsss_afa.models.backbones.mix_transformer import VARIANTS
-from wsss_afa.models.weights import rename_afa
 
 GOLDEN = Path(__file__).parents[1] / "data" / "train_step_a.npz"
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("entry", [None, "state_dict", "model"])
-def test_a_released_file_gives_the_same_outputs(prefix, entry, tmp_path):
-    net, image = random_net(), torch.randn(1, 3, 96, 112)
-    state = released_names(net, prefix)
+@pytest.fixture(scope="module")
+def released() -> AFANet:
+    return random_net()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "entry"), [("", None), ("module.", None), ("", "state_dict"), ("module.", "model")]
+)
+def test_a_released_file_gives_the_same_outputs(released, prefix, entry, tmp_path):
+    state, image = released_names(released, prefix), torch.randn(1, 3, 96, 112)
     assert {f"{prefix}encoder.block1.0.mlp.dwconv.dwconv.weight", f"{prefix}classifier.weight"} < set(state)
     torch.save({entry: state, "iteration": 18000} if entry else state, tmp_path / "wetr_iter_18000.pth")
-    loaded, labeler, recipe = load(tmp_path / "wetr_iter_18000.pth")
-    assert recipe["class_names"] == list(VOC_CLASSES)
-    assert (labeler.refine.num_iter, labeler.affinity_from_propagated) == (10, False)
+    method = load(tmp_path / "wetr_iter_18000.pth").eval()
+    assert isinstance(method, AFA)
+    assert method.recipe["class_names"] == list(VOC_CLASSES)
+    assert method.labeler.refined.refine.num_iter == 10
+    assert not method.labeler.affinity_from_propagated
     with torch.no_grad():
-        expected, output = net(image), loaded.eval()(image)
+        expected, output = released(image), method.net(image)
     for name in ("class_logits", "seg_logits", "affinity"):
         assert torch.equal(getattr(output, name), getattr(expected, name))
     assert torch.equal(output.activation.cam, expected.activation.cam)
 
 
-def test_golden_values_from_a_released_file(tmp_path, monkeypatch):
-    """The released program's outputs, at its own tiny widths."""
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
     with np.load(GOLDEN) as archive:
-        file = {name: archive[name] for name in archive.files}
-    meta = json.loads(str(file["meta"]))
+        return dict(archive)
+
+
+def state_of(golden: dict[str, np.ndarray], prefix: str = "") -> dict[str, torch.Tensor]:
+    """The weights of the released program."""
+    names = [name for name in golden if name.startswith("state/")]
+    return {prefix + name.removeprefix("state/"): torch.from_numpy(golden[name]) for name in names}
+
+
+def test_golden_values_from_a_released_file(golden, tmp_path, monkeypatch):
+    """The released program's outputs, at its own tiny widths."""
+    meta = json.loads(str(golden["meta"]))
     monkeypatch.setitem(VARIANTS, "golden", (meta["embed_dims"], meta["depths"], meta["num_heads"]))
-    state = {k.removeprefix("state/"): torch.from_numpy(v) for k, v in file.items() if k.startswith("state/")}
-    torch.save(state, tmp_path / "wetr_iter_5.pth")
-    net, _, recipe = load(tmp_path / "wetr_iter_5.pth")
-    assert recipe["class_names"] == ["class_1", "class_2", "class_3", "class_4", "class_5"]
-    assert recipe["model"]["decoder_dim"] == meta["decoder_dim"]
+    torch.save(state_of(golden), tmp_path / "wetr_iter_5.pth")
+    method = load(tmp_path / "wetr_iter_5.pth").eval()
+    assert method.recipe["class_names"] == ["class_1", "class_2", "class_3", "class_4", "class_5"]
+    assert method.recipe["method"]["decoder_dim"] == meta["decoder_dim"]
     with torch.no_grad():
-        output = net.eval()(torch.from_numpy(file["in/image"]))
+        output = method.net(torch.from_numpy(golden["in/image"]))
     for name in ("class_logits", "seg_logits", "affinity"):
-        expected = torch.from_numpy(file[f"out/{name}"])
+        expected = torch.from_numpy(golden[f"out/{name}"])
         assert (getattr(output, name) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -63,17 +81,43 @@ def test_variant_width_and_classes_are_read_off_the_shapes(variant):
     with torch.device("meta"):
         net = random_net(variant, num_classes=80, decoder_dim=768)
     recipe = released_recipe(rename_afa(released_names(net)))
-    assert recipe["model"]["backbone"]["variant"] == variant
-    assert recipe["model"]["backbone"]["strides"] == [4, 2, 2, 1]
-    assert recipe["model"]["decoder_dim"] == 768
+    assert recipe["backbone"]["variant"] == variant
+    assert recipe["backbone"]["strides"] == [4, 2, 2, 1]
+    assert recipe["method"]["decoder_dim"] == 768
     assert recipe["class_names"] == list(COCO_CLASSES)
     with torch.device("meta"):
-        rebuilt, labeler = build(recipe)
-    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
+        method = build(recipe)
+    assert {k: v.shape for k, v in method.net.state_dict().items()} == {
         k: v.shape for k, v in net.state_dict().items()
     }
-    assert (labeler.refine.num_iter, labeler.start_step, labeler.propagation_step) == (15, 5000, 15000)
-    assert labeler.affinity_from_propagated
+    assert method.labeler.refined.refine.num_iter == 15
+    assert [phase.first for phase in method.phases] == [0, 5001, 15001]
+    assert method.labeler.affinity_from_propagated
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_names(golden, prefix):
+    state = state_of(golden, prefix)
+    renamed = rename_afa(state)
+    assert len(renamed) == len(state)
+    assert {key for key in renamed if not key.startswith("backbone.stages.")} == {
+        *(f"decoder.projections.{i}.{part}" for i in range(4) for part in ("weight", "bias")),
+        "decoder.fuse.weight",
+        *(f"decoder.norm.{part}" for part in ("weight", "bias", "running_mean", "running_var")),
+        "decoder.norm.num_batches_tracked",
+        *(f"{head}.{part}" for head in ("decoder.predict", "affinity_head") for part in ("weight", "bias")),
+        "classifier.weight",
+    }
+    assert [renamed[f"decoder.projections.{i}.weight"].shape[1] for i in range(4)] == [8, 16, 20, 32]
+    assert renamed["affinity_head.weight"].shape == (16,)
+    assert torch.equal(renamed["affinity_head.weight"], state[f"{prefix}attn_proj.weight"][0, :, 0, 0])
+    sr = renamed["backbone.stages.1.blocks.0.attn.sr.weight"]
+    assert torch.equal(sr, state[f"{prefix}encoder.block2.0.attn.sr.weight"])
+
+
+def test_names_of_another_network():
+    with pytest.raises(UserError, match=r"no released AFA checkpoint .*block1.*; need encoder"):
+        rename_afa({"block1.0.norm1.weight": torch.zeros(1)})
 
 
 def without(state, key):
@@ -105,9 +149,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_is_no_checkpoint_is_told_in_a_line(mistake, tmp_path):
+def test_what_is_no_checkpoint_is_told_in_a_line(mistake, released, tmp_path):
     change, pattern = MISTAKES[mistake]
-    torch.save(change(released_names(random_net())), tmp_path / "a.pth")
+    torch.save(change(released_names(released)), tmp_path / "a.pth")
     with pytest.raises(UserError, match=pattern) as error:
         load(tmp_path / "a.pth")
     assert str(error.value).startswith(f"ckpt={tmp_path}/a.pth: ")

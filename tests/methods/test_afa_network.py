@@ -12,7 +12,8 @@ from torch.autograd import gradcheck
 
 import reference
 from wsss_afa.errors import UserError
-from wsss_afa.methods.afa.network import AFANet, AffinityHead, parameter_kinds
+from wsss_afa.methods.afa.network import AFANet, AffinityHead
+from wsss_afa.methods.base import parameter_kinds
 from wsss_afa.models.backbones.mix_transformer import MixTransformer, attention_logits
 from wsss_afa.types import AffinityTokens
 
@@ -99,6 +100,21 @@ def test_gain_scales_the_start():
     small = AffinityHead(16, gain=0.1)
     torch.testing.assert_close(small.weight, 0.1 * full.weight)
     torch.testing.assert_close(small.bias, 0.1 * full.bias)
+
+
+def test_a_small_gain_leaves_large_logits_on_the_slope():
+    """Heads whose logits have a standard deviation of 10, as training from scratch makes them."""
+    torch.manual_seed(0)
+    queries, keys = (10**0.5 * torch.randn(4, 16, 50, 20) / 20**0.25 for _ in range(2))
+    tokens = AffinityTokens([queries], [keys], (5, 10))
+
+    def saturated(gain):
+        torch.manual_seed(1)
+        affinity = AffinityHead(16, gain)(tokens)
+        return ((affinity < 0.02) | (affinity > 0.98)).float().mean().item()
+
+    assert saturated(1.0) > 0.75
+    assert saturated(0.05) < 0.1
 
 
 def test_affinity_is_one_half_without_weights():

@@ -1,74 +1,14 @@
-"""What helps against wrong tags, rare classes and unreadable images: off by default, exact when on."""
+"""Images drawn so that rare classes come as often, and images that cannot be read."""
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score, log_loss
 
-from wsss_afa.data.folder.datamodule import FolderDataModule
+from wsss_afa.data.folder.content import FolderDataModule
 from wsss_afa.data.sampler import Augmented, Draw, DrawSampler, balanced_weights
 from wsss_afa.data.synthetic import SyntheticDataModule
 from wsss_afa.data.transforms import TrainTransform
 from wsss_afa.errors import UserError
-from wsss_afa.losses.classification import balanced_positive_weight, classification_loss
-from wsss_afa.methods.afa.loss import AFALoss
-from wsss_afa.metrics import TagAveragePrecision
-
-LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-0.3, 0.2, 3.0]])
-TAGS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
-
-
-# Losses
-
-
-def test_both_are_off_by_default():
-    assert torch.equal(AFALoss().classification(LOGITS, TAGS), classification_loss(LOGITS, TAGS))
-    assert not AFALoss(positive_weight=[1, 2, 3]).state_dict()
-
-
-def test_smoothing_mixes_the_losses_of_both_answers():
-    """Cross-entropy is linear in the target: ε/2 of the tag's opposite and the rest of the tag itself."""
-    right, wrong = (log_loss(t.flatten(), LOGITS.sigmoid().flatten()) for t in (TAGS, 1 - TAGS))
-    smooth = AFALoss(tag_smoothing=0.2).classification(LOGITS, TAGS)
-    assert smooth.item() == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-5)
-    best = torch.logit(torch.tensor([0.9, 0.1])).requires_grad_()
-    AFALoss(tag_smoothing=0.2).classification(best[None], torch.tensor([[1.0, 0.0]])).backward()
-    torch.testing.assert_close(best.grad, torch.zeros(2), rtol=0, atol=1e-7)
-
-
-def test_positive_weight_counts_a_tag_so_often():
-    weight = torch.tensor([5.0, 1.0, 2.0])
-    per_class = [
-        log_loss(TAGS[:, c], LOGITS[:, c].sigmoid(), labels=[0, 1], normalize=False,
-                 sample_weight=torch.where(TAGS[:, c] > 0, weight[c], 1.0).tolist())
-        for c in range(3)
-    ]  # fmt: skip
-    loss = AFALoss(positive_weight=weight.tolist()).classification(LOGITS, TAGS)
-    assert loss.item() == pytest.approx(sum(per_class) / TAGS.numel(), rel=1e-5)
-
-
-def test_balanced_weights_even_out_a_class():
-    tags = torch.zeros(1000, 4)
-    tags[:100, 0], tags[:750, 1], tags[0, 2] = 1, 1, 1
-    weight = balanced_positive_weight(tags)
-    assert weight.tolist() == pytest.approx([9, 1 / 3, 100, 1])
-    present = tags.sum(0)[:2]
-    torch.testing.assert_close(weight[:2] * present, 1000 - present)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"tag_smoothing": 1.0}, r"loss\.tag_smoothing is 1\.0, need a share"),
-        ({"positive_weight": [1, 0]}, r"loss\.positive_weight=\[1, 0\], need numbers above 0"),
-        ({"positive_weight": "balanced"}, r"loss\.positive_weight=balanced, need numbers"),
-    ],
-)
-def test_mistaken_losses(settings, words):
-    with pytest.raises(UserError, match=words):
-        AFALoss(**settings)
-
 
 # Draws
 
@@ -163,7 +103,7 @@ def test_broken_photos_stop_a_run_by_default(root):
 
 def test_a_replacement_depends_on_the_draw_alone(root):
     data = FolderDataModule(str(root), crop_size=16)
-    images = Augmented(data.make_train_set(), TrainTransform(16), skip_broken=True)
+    images = Augmented(data.make_set("train"), TrainTransform(16), skip_broken=True)
     broken = images.dataset.files.index("train/cat/6.png")
     chosen = [images[Draw(broken, seed)]["name"] for seed in (5, 5, 6, 7, 8, 9)]
     assert chosen[0] == chosen[1]
@@ -173,23 +113,6 @@ def test_a_replacement_depends_on_the_draw_alone(root):
 def test_a_folder_of_broken_photos_stops_anyway(root):
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"")
-    images = Augmented(FolderDataModule(str(root)).make_train_set(), TrainTransform(16), skip_broken=True)
+    images = Augmented(FolderDataModule(str(root)).make_set("train"), TrainTransform(16), skip_broken=True)
     with pytest.raises(UserError, match=r"21 images in a row .*png cannot be read"):
         images[Draw(0, 0)]
-
-
-# Average precision
-
-
-def test_precision_equals_scikit_learn_on_the_classes_that_are_there():
-    rng = np.random.default_rng(0)
-    logits, tags = rng.standard_normal((40, 5)).astype(np.float32), rng.random((40, 5)) < 0.3
-    tags[:, 2] = False
-    metric = TagAveragePrecision()
-    for part in (slice(0, 13), slice(13, 40)):
-        metric.update(torch.from_numpy(logits[part]), torch.from_numpy(tags[part]).int())
-    expected = np.mean([average_precision_score(tags[:, c], logits[:, c]) for c in (0, 1, 3, 4)])
-    assert metric.compute()["map"].item() == pytest.approx(expected, rel=1e-5)
-    metric.reset()
-    metric.update(torch.zeros(2, 1), torch.zeros(2, 1).int())
-    assert metric.compute()["map"].isnan()

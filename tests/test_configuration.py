@@ -1,0 +1,81 @@
+"""The files of ``conf/``: everything composes, methods are built, and an experiment says nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.methods.recipe import build
+from wsss_afa.train import make_recipe
+
+EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
+METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))
+SMALL = ["backbone.variant=tiny", "backbone.pretrained=null"]
+
+
+def compose(*overrides):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+        return hydra.compose("train", list(overrides))
+
+
+def leaves(config, prefix=""):
+    """Dotted names of the values in nested dictionaries."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def base_of(experiment):
+    """What an experiment changes: the choices in its defaults, as overrides."""
+    overrides = []
+    for entry in experiment.pop("defaults", []):
+        if isinstance(entry, dict):
+            overrides += [f"{key.split('/')[-1]}={value}" for key, value in entry.items()]
+        elif entry != "_self_":
+            overrides.append(f"+experiment={entry}")
+    return overrides
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_line_of_an_experiment_changes_something(name):
+    text = Path(CONFIG_DIR, "experiment", f"{name}.yaml").read_text(encoding="utf-8")
+    experiment = OmegaConf.to_container(OmegaConf.create(text))
+    without, composed = compose(*base_of(experiment)), compose(f"+experiment={name}")
+    for key, value in leaves(experiment):
+        assert OmegaConf.select(composed, key) == value, key
+        assert OmegaConf.select(without, key, throw_on_missing=False) != value, f"{key} repeats a default"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_method_of_an_experiment_is_built(name):
+    """With the losses and the optimiser that it names, and parameters of every group that they train."""
+    cfg = compose(f"+experiment={name}", *SMALL)
+    method = build(make_recipe(cfg, ("a", "b")), trust=None)
+    groups = {group["name"] for group in instantiate(cfg.optim)(method.parameter_kinds())[0].param_groups}
+    assert groups == {"encoder", "norm", "head", "decoder"}
+    assert [phase.first for phase in method.phases] == sorted(phase.first for phase in method.phases)
+    assert set(method.weights) >= {"seg"}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "supervised"])
+@pytest.mark.parametrize("experiment", ["voc", "coco", "folder"])
+def test_a_method_goes_with_every_data_set(experiment, method):
+    """COCO's file has values of AFA's, the others have none that another method would not take."""
+    cfg = compose(f"+experiment={experiment}", f"method={method}")
+    assert cfg.method._target_.startswith("wsss_afa.methods.")
+
+
+def test_every_sweep_composes():
+    for path in sorted(Path(CONFIG_DIR, "sweep").rglob("*.yaml")):
+        name = path.relative_to(Path(CONFIG_DIR, "sweep")).with_suffix("").as_posix()
+        if name != "optuna":  # chooses a sweeper that is another package's
+            folder, _, row = name.rpartition("/")
+            choice = [f"+sweep={folder}", f"sweep/{folder}={row}"] if folder else [f"+sweep={name}"]
+            assert compose("+experiment=synthetic", *choice).method.labels in ("cam", "par", "afa")

@@ -50,10 +50,7 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 
 class SegmentationMetrics(Metric):
-    """One confusion matrix, summed over images and processes; never an average of per-image scores.
-
-    Args:
-        num_outputs: K, background included.
+    """One confusion matrix (K, K), summed over images and processes; never an average of per-image scores.
 
     Examples:
         >>> metric = SegmentationMetrics(num_outputs=2)
@@ -118,18 +115,14 @@ class TagAveragePrecision(Metric):
 
 
 def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dict[str, Tensor]:
-    """What a step's labels consist of, and how far affinity is from them; each a scalar in [0, 1].
+    """What a step's labels consist of, and how far affinity (B, N, N) is from them; each a scalar in [0, 1].
 
     Shares of pixels are ``ignored_pixels``, ``background_pixels`` and ``foreground_pixels``. With affinity
     labels there are, as shares of all N² pairs, ``positive_pairs`` and ``negative_pairs`` (the rest is
     ignored), the mean affinity of negative pairs, ``false_affinity``, and one minus that of positive ones,
     ``missed_affinity``. ``saturated_affinity`` is the share of labelled pairs whose affinity is below 0.02 or
     above 0.98, right or wrong: there the sigmoid has less than 8 % of its steepest slope. All three are 0
-    where there is no such pair.
-
-    Args:
-        labels: of the step; there is a segmentation.
-        affinity: (B, N, N) in [0, 1], predicted; read where there are affinity labels.
+    where there is no such pair. Affinity is read where there are affinity labels.
     """
     assert labels.segmentation is not None
     ignored = (labels.segmentation == IGNORE_INDEX).float().mean()

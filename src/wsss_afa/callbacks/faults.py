@@ -121,11 +121,11 @@ class FiniteLoss(Callback):
     def on_before_backward(self, trainer: L.Trainer, _: Any, loss: Tensor) -> None:
         """Look at the loss and find the term to blame."""
         if self._culprit is None and not loss.isfinite():
-            terms = {
-                name: v for name, v in trainer.callback_metrics.items() if name.startswith("train/loss_")
-            }
-            bad = [f"{name[6:]}={value.item()}" for name, value in terms.items() if not value.isfinite()]
-            self._culprit = ", ".join(bad) or f"loss={loss.item()}", self._batch
+            values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            terms = [name for name in values if name.startswith("train/loss_")]
+            bad = [name for name in terms if not math.isfinite(values[name])]
+            named = (f"{name.removeprefix('train/')}={values[name]}" for name in bad)
+            self._culprit = ", ".join(named) or f"loss={loss.item()}", self._batch
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Keep what is not finite from the weights."""

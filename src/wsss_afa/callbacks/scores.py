@@ -98,8 +98,7 @@ def print_table(record: dict[str, Any], console: Console) -> None:
     if not record["iou"]:
         return
     sources = [source for source in COLUMNS if source in record["iou"]]
-    table = Table(title="IoU (%)", title_justify="left")
-    table.add_column("class")
+    table = Table("class", title="IoU (%)", title_justify="left")
     for source in sources:
         table.add_column(COLUMNS[source], justify="right")
     for name, iou in record["iou"]["seg"].items():

@@ -90,13 +90,12 @@ def make_program(model: Exportable) -> ExportedProgram:
 
 
 def describe(model: Exportable) -> dict[str, Any]:
-    """The metadata: plain containers, by name.
+    """The metadata, plain values by name.
 
     ``class_names`` and ``palette`` begin with the background, as the channels of ``probability`` do; channel
     c of ``cam`` and ``score`` is class c + 1.
     """
-    method = model.method
-    class_names = ["background", *method.recipe["class_names"]]
+    method, class_names = model.method, ["background", *model.method.recipe["class_names"]]
     return {
         "library": f"wsss-afa {__version__}",
         "input": "image: uint8 RGB 0…255, (batch, 3, height, width), as decoded; the file normalises it",

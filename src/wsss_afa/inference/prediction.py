@@ -120,11 +120,7 @@ class Prediction:
 
 
 def class_index(name: str, class_names: Sequence[str]) -> int:
-    """Which foreground class has this name.
-
-    Raises:
-        UserError: None has.
-    """
+    """Which foreground class has this name; a `UserError` if none has."""
     if name in class_names:
         return list(class_names).index(name)
     near = difflib.get_close_matches(str(name), class_names, n=1)

@@ -144,11 +144,7 @@ class Predictor:
         )  # fmt: skip
 
     def choose(self, tags: Sequence[str] | None) -> list[int]:
-        """Labels that an image with these tags may have, background first.
-
-        Raises:
-            UserError: There is no such class, or no tag at all.
-        """
+        """Labels that an image with these tags may have, background first; a `UserError` for unknown ones."""
         if tags is None:
             return list(range(1 + len(self.class_names)))
         if isinstance(tags, str) or not tags:
@@ -200,11 +196,7 @@ def _place(image: ImageLike) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name, ``auto`` for a GPU if there is one.
-
-    Raises:
-        UserError: It is not there.
-    """
+    """The device of this name, ``auto`` for a GPU if there is one; a `UserError` if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

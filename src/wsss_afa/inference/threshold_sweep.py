@@ -81,14 +81,7 @@ def _percent(values: Tensor) -> list[float]:
 
 
 def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], console: Console) -> None:
-    """Write ``sweep.json`` and the curve ``sweep.png``, and print both.
-
-    Args:
-        folder: Where they go.
-        results: Of a ``ThresholdSweep``.
-        of: What was scored.
-        console: Where they are printed.
-    """
+    """Print the results of a `ThresholdSweep`, and write them and ``of`` what: ``sweep.json``, ``sweep.png``."""
     text = json.dumps(of | results, indent=2, ensure_ascii=False)
     write_whole(folder / "sweep.json", text + "\n")
     save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
@@ -101,9 +94,9 @@ def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], conso
         table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
     console.print(table)
     scores = ", ".join(f"{score:g}" for score in chosen["background"])
+    share = f"{chosen['labelled']:.1f} % of pixels that get a label"
     lines = [
-        f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {chosen['labelled']:.1f} % of "
-        "pixels that get a label",
+        f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}",
         f"best      background={best['background']:g}: mIoU {best['miou']:.1f}",
         f"sweep     {folder / 'sweep.json'}",
         f"curve     {folder / 'sweep.png'}",

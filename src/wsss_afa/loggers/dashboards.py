@@ -114,11 +114,13 @@ class TensorBoardScreen(Screen):
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """Show a table in Markdown."""
-        texts = [
-            ["" if x is None else f"{x:.1f}" if isinstance(x, float) else str(x) for x in row] for row in rows
-        ]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *texts))
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
         self.logger.experiment.add_text(name, text, step)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def screens(trainer: L.Trainer) -> list[Screen]:

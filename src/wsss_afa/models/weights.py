@@ -57,14 +57,9 @@ _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
 def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give a Mix Transformer's published weights our names, whichever of the three sets they have now.
 
-    The layout is recognised by the keys. The classification head goes; a key that no rule knows stays as it
-    is, so that `check_fit` can name it.
-
-    Args:
-        state: NVIDIA's, Hugging Face's (with or without the prefix `segformer.encoder.`) or our own names.
-
-    Returns:
-        Parameters of `MixTransformer`, by name. Separate keys and values have become one `kv`.
+    The layout is recognised by the keys: NVIDIA's, Hugging Face's (with or without the prefix
+    `segformer.encoder.`) or our own. Separate keys and values become one `kv`. The classification head goes;
+    a key that no rule knows stays as it is, so that `check_fit` can name it.
 
     Raises:
         UserError: the keys are those of no Mix Transformer.

@@ -163,8 +163,7 @@ def _announced(folders: Sequence[Path]) -> list[Job]:
     """The jobs of all grids below the folders."""
     paths = {path for folder in folders for path in folder.rglob("multirun.yaml")}
     configs = [cast(DictConfig, OmegaConf.load(path)) for path in sorted(paths)]
-    started = [config for config in configs if config.task in _READERS]
-    return [(config.task, words) for config in started for words in _grid(config.hydra)]
+    return [(each.task, words) for each in configs if each.task in _READERS for words in _grid(each.hydra)]
 
 
 def _grid(config: DictConfig) -> list[tuple[str, ...]]:

@@ -24,15 +24,9 @@ class Walk(NamedTuple):
 
 
 def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:
-    """What one token attends to: the soft-max of its scaled logits, averaged over heads and blocks.
+    """What one token (in [0, N)) of an image of the batch attends to, (h, w), with a sum of 1.
 
-    Args:
-        tokens: of a batch.
-        index: image in the batch.
-        token: in [0, N).
-
-    Returns:
-        (h, w), with a sum of 1.
+    It is the soft-max of the token's scaled logits, averaged over heads and blocks.
     """
     rows = []
     for queries, keys in zip(tokens.queries, tokens.keys, strict=True):

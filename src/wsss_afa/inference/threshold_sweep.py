@@ -81,7 +81,7 @@ def _percent(values: Tensor) -> list[float]:
 
 
 def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], console: Console) -> None:
-    """Print the results of a `ThresholdSweep`, and write them and ``of`` what: ``sweep.json``, ``sweep.png``."""
+    """Print the results of a `ThresholdSweep`, and write them and what they are ``of`` as JSON and curve."""
     text = json.dumps(of | results, indent=2, ensure_ascii=False)
     write_whole(folder / "sweep.json", text + "\n")
     save_figure(draw_curve(results, of["source"]), folder / "sweep.png")

@@ -183,7 +183,7 @@ class Summary(Callback):
         say("run", f"{self.directory}, {total} steps{position}")
         say("data", f"{self.data}: {_describe_data(data)}")
         say("model", _describe_model(self.config["backbone"], method.net))
-        say("phases", _describe_phases(self._phases, total))
+        say("phases", f"{describe_phases(self._phases, total)} (steps, from 0)")
         say("batch", _describe_batch(trainer, data))
         say("device", _describe_device(trainer, method.device))
 
@@ -223,10 +223,10 @@ def _describe_model(backbone: dict[str, Any], net: torch.nn.Module) -> str:
     return f"{kind} {backbone.get('variant') or backbone.get('name')}, {origin}: {parts} parameters"
 
 
-def _describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
+def describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
+    """Every phase that has a step, with its first and its last."""
     spans = itertools.pairwise((*phases, Phase("", max_steps)))
-    texts = (f"{each.name} {each.first}–{end - 1}" for each, (_, end) in spans if end > each.first)
-    return f"{', '.join(texts)} (steps, from 0)"
+    return ", ".join(f"{each.name} {each.first}–{end - 1}" for each, (_, end) in spans if end > each.first)
 
 
 def _describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:

@@ -23,10 +23,10 @@ class Screen:
     """A logger that shows more than numbers. What a kind cannot show it leaves out, here everything.
 
     Args:
-        logger: of the run.
+        logger: of the run; what shows nothing needs none.
     """
 
-    def __init__(self, logger: Any):
+    def __init__(self, logger: Any = None):
         self.logger = logger
 
     def scenes(self, section: str, scenes: Sequence[Scene], classes: Sequence[str], step: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib
 import numpy as np
 import pytest
@@ -130,8 +128,8 @@ def test_a_failed_write_leaves_the_old_file(figure, tmp_path, monkeypatch):
     path = tmp_path / "grid.png"
     path.write_bytes(b"old")
 
-    def fail(target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half")
+    def fail(target, **_):
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", fail)

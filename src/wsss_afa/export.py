@@ -15,12 +15,7 @@ from wsss_afa.methods.recipe import load
 
 
 def find_output(cfg: DictConfig) -> Path:
-    """The file to write.
-
-    Raises:
-        UserError: The format or the part is unknown, the file has the ending of another format, or a package
-            is missing.
-    """
+    """The file to write, once format, part, ending and the packages that are needed are known to be right."""
     for key, known in (("format", FORMATS), ("part", PARTS)):
         if cfg[key] not in known:
             raise UserError(f"{key}={cfg[key]} is not known, need {', '.join(known)}: set {key}={min(known)}")
@@ -30,10 +25,8 @@ def find_output(cfg: DictConfig) -> Path:
         raise UserError(f"output={path} does not end in {ending}, as format={cfg.format} does: rename it")
     missing = [name for name in ("onnx", "onnxscript") if cfg.format == "onnx" and find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"format=onnx needs {' and '.join(missing)}, not installed: pip install 'wsss-afa[export]', or "
-            "set format=torch"
-        )
+        what = f"format=onnx needs {' and '.join(missing)}, not installed"
+        raise UserError(f"{what}: pip install 'wsss-afa[export]', or set format=torch")
     return path
 
 
@@ -50,10 +43,11 @@ def main(cfg: DictConfig) -> float:
             Path(folder, path.name).replace(path)
     except OSError as error:
         raise UserError(f"output={path} cannot be written ({error}): choose another file") from error
-    print(f"written   {path}, {path.stat().st_size / 1e6:.1f} MB")
+    size = path.stat().st_size
+    print(f"written   {path}, {size / 1e6:.1f} MB")
     print(f"input     {metadata['input']}; sides from {model.min_side} px")
     print(f"outputs   {', '.join(model.outputs)}")
-    return float(path.stat().st_size)
+    return float(size)
 
 
 if __name__ == "__main__":

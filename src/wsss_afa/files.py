@@ -14,8 +14,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
         content: Text is written in UTF-8, file names in it that are no UTF-8 escaped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{os.getpid()}.partial")  # its length is independent of the name's
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

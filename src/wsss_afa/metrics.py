@@ -14,8 +14,7 @@ from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 
 COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
 """What is scored, in the order of tables."""
-_SATURATED = 0.02
-"""Affinity this near to 0 or 1 has next to no gradient."""
+_SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
 
 
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
@@ -32,9 +31,8 @@ def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
                 [0, 1]])
     """
     rows = torch.where(target == IGNORE_INDEX, num_outputs, target)  # a row of their own, which is cut off
-    pairs = torch.bincount(
-        (rows * num_outputs + prediction).flatten(), minlength=num_outputs * (num_outputs + 1)
-    )
+    cells = (rows * num_outputs + prediction).flatten()
+    pairs = torch.bincount(cells, minlength=num_outputs * (num_outputs + 1))
     return pairs.view(num_outputs + 1, num_outputs)[:num_outputs]
 
 
@@ -52,10 +50,7 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 
 class SegmentationMetrics(Metric):
-    """One confusion matrix, summed over images and processes; never an average of per-image scores.
-
-    Args:
-        num_outputs: K, background included.
+    """One confusion matrix (K, K), summed over images and processes; never an average of per-image scores.
 
     Examples:
         >>> metric = SegmentationMetrics(num_outputs=2)
@@ -74,12 +69,7 @@ class SegmentationMetrics(Metric):
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            prediction: (B, H, W) int64 in [0, C].
-            target: (B, H, W) int64 in [0, C], or 255 where nothing counts.
-        """
+        """Count a batch (B, H, W); see `count_pairs`."""
         self.confusion += count_pairs(prediction, target, self.num_outputs)
 
     def compute(self) -> dict[str, Tensor]:
@@ -111,12 +101,7 @@ class TagAveragePrecision(Metric):
         self.add_state("tags", default=[], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, tags: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            logits: (B, C).
-            tags: (B, C) int64 in {0, 1}.
-        """
+        """Keep a batch: logits (B, C) and tags (B, C) int64 in {0, 1}."""
         self.logits.append(logits)
         self.tags.append(tags)
 
@@ -130,27 +115,20 @@ class TagAveragePrecision(Metric):
 
 
 def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dict[str, Tensor]:
-    """What a step's labels consist of, and how far affinity is from them; each a scalar in [0, 1].
+    """What a step's labels consist of, and how far affinity (B, N, N) is from them; each a scalar in [0, 1].
 
     Shares of pixels are ``ignored_pixels``, ``background_pixels`` and ``foreground_pixels``. With affinity
     labels there are, as shares of all N² pairs, ``positive_pairs`` and ``negative_pairs`` (the rest is
     ignored), the mean affinity of negative pairs, ``false_affinity``, and one minus that of positive ones,
     ``missed_affinity``. ``saturated_affinity`` is the share of labelled pairs whose affinity is below 0.02 or
     above 0.98, right or wrong: there the sigmoid has less than 8 % of its steepest slope. All three are 0
-    where there is no such pair.
-
-    Args:
-        labels: of the step; there is a segmentation.
-        affinity: (B, N, N) in [0, 1], predicted; read where there are affinity labels.
+    where there is no such pair. Affinity is read where there are affinity labels.
     """
     assert labels.segmentation is not None
     ignored = (labels.segmentation == IGNORE_INDEX).float().mean()
     background = (labels.segmentation == 0).float().mean()
-    shares = {
-        "ignored_pixels": ignored,
-        "background_pixels": background,
-        "foreground_pixels": 1 - ignored - background,
-    }
+    shares = {"ignored_pixels": ignored, "background_pixels": background}
+    shares["foreground_pixels"] = 1 - ignored - background
     if labels.affinity is None:
         return shares
     assert affinity is not None

@@ -1,7 +1,4 @@
-"""Predict images: ``python -m wsss_afa.predict ckpt=FILE source=FOLDER``.
-
-A file that fails is reported at the end and does not stop the others; the exit code is then 1.
-"""
+"""Predict images: ``python -m wsss_afa.predict ckpt=FILE source=FOLDER``. One that fails stops no other."""
 
 from __future__ import annotations
 
@@ -46,9 +43,7 @@ def describe(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
     return {
         "checkpoint": str(cfg.ckpt),
         "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),
-        "long_side": cfg.long_side,
-        "tile": cfg.tile,
-        "overlap": cfg.overlap,
+        **{name: cfg[name] for name in ("long_side", "tile", "overlap")},
         "tags": as_list(cfg.tags),
         "class_names": names,
         "palette": voc_palette(len(names)).tolist(),
@@ -64,63 +59,48 @@ def open_predictor(cfg: DictConfig) -> Predictor:
 
 
 def open_folder(out: str) -> Path:
-    """Make the folder of the results.
-
-    Raises:
-        UserError: Nothing can be written there.
-    """
+    """Make the folder of the results, and be sure that it can be written to."""
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(
-            f"out={one_line(out)} cannot be written ({error.strerror}): set out to another"
-        ) from error
+        raise UserError(f"out={one_line(out)} cannot be written ({error.strerror}): set out anew") from error
     return folder
 
 
 def as_list(value: object) -> list[str] | None:
     """Texts of a setting that is one or a list of them."""
-    if value is None:
-        return None
-    return [str(each) for each in value] if isinstance(value, ListConfig) else [str(value)]
+    return None if value is None else list(map(str, value if isinstance(value, ListConfig) else [value]))
 
 
-def report(
-    records: Sequence[dict[str, Any]], left_out: Sequence[Path], out: Path, console: Console
-) -> list[str]:
+def report(records: Sequence[dict[str, Any]], left_out: Sequence[Path], out: Path) -> list[str]:
     """Print what was done, and return the errors."""
     errors = [record["error"] for record in records if "error" in record]
     lines = [f"predicted {len(records) - len(errors)} of {len(records)} images"]
     if left_out:
-        kinds = Counter(path.suffix.lower() or "no ending" for path in left_out)
-        kind = ", ".join(f"{one_line(suffix)} {count}" for suffix, count in kinds.most_common(9))
+        kinds = Counter(path.suffix.lower() or "no ending" for path in left_out).most_common(9)
+        kind = ", ".join(f"{one_line(suffix)} {count}" for suffix, count in kinds)
         lines.append(f"left out  {len(left_out)} without the ending of an image: {kind}")
     lines += [f"failed    {error}" for error in errors]
-    for line in [*lines, f"written   {one_line(out)}"]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    lines.append(f"written   {one_line(out)}")
+    Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     return errors
 
 
 @entry_point("predict")
 def main(cfg: DictConfig) -> float:
-    """Predict all images and return their number.
-
-    Raises:
-        UserError: One or more could not be predicted; they are printed before.
-    """
+    """Predict all images and return their number; those that fail are printed before the error."""
     if not isinstance(cfg.cams, bool):
         raise UserError(f"cams={cfg.cams}, need true or false: change it")
-    out, tags = open_folder(cfg.out), as_list(cfg.tags)
+    out, tags, console = open_folder(cfg.out), as_list(cfg.tags), Console()
     images, left_out = find_images(as_list(cfg.source) or [], out)
     predictor = open_predictor(cfg)
     predictor.choose(tags)
-    console = Console()
     records: list[dict[str, Any]] = []
     answers = predict_all(predictor, images, tags, out, cfg.cams)
+    bar = track(answers, "predicting", len(images), console=console, disable=not console.is_terminal)
     try:
-        bar = track(answers, "predicting", len(images), console=console, disable=not console.is_terminal)
         for record in bar:
             records.append(record)
     except KeyboardInterrupt:
@@ -130,10 +110,9 @@ def main(cfg: DictConfig) -> float:
         complete = len(records) == len(images)
         content = describe(cfg, predictor) | {"complete": complete, "images": records}
         write_whole(out / RESULTS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    errors = report(records, left_out, out, console)
-    if errors:
-        alone = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"
-        raise UserError(errors[0] if len(images) == 1 else alone)
+    if errors := report(records, left_out, out):
+        several = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"
+        raise UserError(errors[0] if len(images) == 1 else several)
     return float(len(images))
 
 

@@ -5,14 +5,13 @@ With ``sweep_thresholds=true`` nothing is written but the mIoU of each backgroun
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from wsss_afa.cli.entry_point import entry_point
@@ -23,30 +22,18 @@ from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.errors import UserError
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
-from wsss_afa.inference.threshold_sweep import ThresholdSweep, print_sweep, write_sweep
-from wsss_afa.methods.base import Method
+from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
 from wsss_afa.methods.recipe import load
+from wsss_afa.models.weights import weights_sha256
 
 _LOADING = (
-    "batch_size",
-    "crop_size",
-    "num_workers",
-    "scale",
-    "flip",
-    "seed",
-    "balanced",
-    "skip_broken",
-    "window",
-)
+    "batch_size", "crop_size", "num_workers", "scale", "flip", "seed", "balanced", "skip_broken", "window",
+)  # fmt: skip
 """Settings of data that no label depends on."""
 
 
 def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
-    """The images to label; those of ``val`` have masks, if there are any.
-
-    Raises:
-        UserError: There is no such split, or a sweep would have no masks.
-    """
+    """The images to label; those of ``val`` have masks, if there are any."""
     if split not in ("train", "val"):
         raise UserError(f"split={split} is not known; need train or val")
     if sweep and (split == "train" or not data.has_masks):
@@ -57,36 +44,16 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
     return data.make_set(split)
 
 
-def choose_scores(value: float | ListConfig | None, source: str, method: Method) -> list[float]:
-    """Background scores: one, or low and high; those of the method's own training where none is given.
-
-    Raises:
-        UserError: They are not in [0, 1], not ascending, or the source has none.
-    """
-    if source == SEGMENTATION:
-        if value is not None:
-            raise UserError(f"background={value}: source=seg has no background score; leave it out")
-        return [0.0]  # one label; it does not depend on the score
-    if value is None:
-        return list(method.backgrounds)
-    scores = [float(score) for score in value] if isinstance(value, ListConfig) else [float(value)]
-    if len(scores) not in (1, 2) or not 0 <= scores[0] <= scores[-1] <= 1:
-        raise UserError(f"background={value}: need a number in [0, 1], or [low, high] with low ≤ high")
-    return scores
-
-
-def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
+def describe(cfg: DictConfig, source: LabelSource) -> dict[str, Any]:
     """What labels depend on, in plain containers."""
     data = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    with Path(cfg.ckpt).open("rb") as file:
-        checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
-    crf = source.protocol.crf
+    segments, crf = cfg.source == SEGMENTATION, source.protocol.crf
     return {
         "source": cfg.source,
-        "background": None if cfg.source == "seg" else scores,
-        "protocol": source.protocol.extra_repr() if cfg.source == "seg" else None,
+        "background": None if segments else source.backgrounds(cfg.background),
+        "protocol": source.protocol.extra_repr() if segments else None,
         "crf": None if crf is None else crf.extra_repr(),
-        "checkpoint_sha256": checkpoint,
+        "checkpoint_sha256": weights_sha256(cfg.ckpt),
         "split": cfg.split,
         "data": {key: value for key, value in data.items() if key not in _LOADING},
         "class_names": source.method.recipe["class_names"],
@@ -102,59 +69,31 @@ def pass_over(images: WholeImages, module: L.LightningModule, cfg: DictConfig) -
     return trainer
 
 
-def write(
-    cfg: DictConfig,
-    source: LabelSource,
-    scores: list[float],
-    images: WholeImages,
-    of: dict[str, Any],
-) -> float:
-    """Write what labels the folder lacks; return how many it has then.
-
-    Raises:
-        UserError: A format is not known, or the folder has labels of other settings.
-    """
+def write(cfg: DictConfig, source: LabelSource, images: WholeImages, of: dict[str, Any]) -> float:
+    """Write what labels the folder lacks; return how many it has then."""
     if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
         raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
-    folder = LabelFolder(cfg.out, of)
-    there = len(folder.names())
-    writer = LabelWriter(source, scores, folder, "coco" in cfg.format, of["class_names"])
-    trainer = pass_over(images, writer, cfg)
+    folder, coco, scores = LabelFolder(cfg.out, of), "coco" in cfg.format, source.backgrounds(cfg.background)
+    before = len(folder.names())
+    trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        print(f"labels    {folder.root}: {count} PNGs" + (f", {there} of them from before" if there else ""))
-        if writer.coco:
-            print(f"labels    {folder.root / COCO_FILE}")
+        print(f"labels    {folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
+        print(*[f"labels    {folder.root / COCO_FILE}\n"] * coco, end="")
     return float(count)
 
 
-def sweep(
-    cfg: DictConfig,
-    source: LabelSource,
-    scores: list[float],
-    images: WholeImages,
-    of: dict[str, Any],
-) -> float:
-    """Score every threshold, write and print the results; return the best mIoU, in [0, 1].
-
-    Raises:
-        UserError: There is nothing to vary, or a threshold is out of its range.
-    """
-    if cfg.source == "seg":
-        raise UserError(
-            "sweep_thresholds=true: source=seg has no background score to vary; "
-            "python -m wsss_afa.evaluate scores it"
-        )
+def sweep(cfg: DictConfig, source: LabelSource, images: WholeImages, of: dict[str, Any]) -> float:
+    """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
+    if cfg.source == SEGMENTATION:
+        what = "sweep_thresholds=true: source=seg has no background score to vary"
+        raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
-    module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])
+    module = ThresholdSweep(source, cfg.thresholds, source.backgrounds(cfg.background), of["class_names"])
     trainer = pass_over(images, module, cfg)
     if trainer.is_global_zero:
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        write_sweep(directory, module.results, of)
-        print_sweep(module.results, Console())
-        print(f"sweep     {directory / 'sweep.json'}")
-        print(f"curve     {directory / 'sweep.png'}")
+        write_sweep(Path(HydraConfig.get().runtime.output_dir), module.results, of, Console())
     return float(module.results["best"]["miou"]) / 100
 
 
@@ -163,21 +102,18 @@ def main(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
     method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    known = method.recipe["class_names"]
-    if list(data.class_names) != list(known):
-        raise UserError(
-            f"ckpt={cfg.ckpt} knows the classes {known}, the data has {list(data.class_names)}: label data "
-            "of the checkpoint's classes"
-        )
+    if (known := list(method.recipe["class_names"])) != (there := list(data.class_names)):
+        what = f"ckpt={cfg.ckpt} knows the classes {known}, the data has {there}"
+        raise UserError(f"{what}: label data of the checkpoint's classes")
     data.normalize(method.mean, method.std)
     chosen = choose_images(data, cfg.split, cfg.sweep_thresholds)
     images = WholeImages(chosen, data.eval_transform, data.num_workers, data.skip_broken)
     crf = cfg.dense_crf if cfg.crf else None
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
     source = LabelSource(method, cfg.source, protocol)
-    scores = choose_scores(cfg.background, cfg.source, method)
+    source.backgrounds(cfg.background)
     run = sweep if cfg.sweep_thresholds else write
-    return run(cfg, source, scores, images, describe(cfg, source, scores))
+    return run(cfg, source, images, describe(cfg, source))
 
 
 if __name__ == "__main__":

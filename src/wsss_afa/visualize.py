@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,44 +19,30 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wsss_afa.files import write_whole
 from wsss_afa.types import IGNORE_INDEX
 
-_CELL = 1.7
-"""Side of a picture in inches, at 100 dots per inch."""
-_GAP = 0.04
-"""Left and right of a picture in inches."""
-_LINE = 0.25
-"""Height of a line of text in inches."""
-_ENTRY = 1.25
-"""Width of an entry of a legend in inches."""
-_MAX_NAME = 24
-"""Characters of a class's name beside a confusion matrix."""
-_MAX_NUMBERED = 25
-"""Classes up to which the cells of a confusion matrix carry numbers."""
-_DARK = 0.35
-"""Share above which a cell's shade takes white numbers."""
+_CELL, _GAP, _LINE, _ENTRY = 1.7, 0.04, 0.25, 1.25
+"""Inches: side of a picture, its margin left and right, a line of text, and width of an entry of a legend."""
+_MAX_NAME, _MAX_NUMBERED = 24, 25
+"""Characters of a name beside a confusion matrix; classes up to which its cells carry numbers."""
 
 
 class Scene(NamedTuple):
     """One image and what was made of it."""
 
-    caption: str
-    """Name of the image and its classes."""
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
+    caption: str  # name of the image and its classes
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
     layers: dict[str, NDArray[Any]]
     """By title: heat maps (H, W) float in [0, 1] and labels (H, W) integer in [0, C] or 255."""
-    point: tuple[int, int] | None = None
-    """Row and column of the pixel that the maps belong to, if it is one."""
+    point: tuple[int, int] | None = None  # row and column of the pixel that the maps belong to, if it is one
 
 
 class Panel(NamedTuple):
-    """One picture of a row."""
+    """One picture of a row, (H, W, 3) RGB, and the title of its column."""
 
     title: str
-    """Of its column."""
     pixels: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
 
 
 def voc_palette(count: int = 256) -> NDArray[np.uint8]:
@@ -108,47 +93,35 @@ def mark_point(pixels: NDArray[np.uint8], point: tuple[int, int]) -> NDArray[np.
 
 
 def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figure:
-    """Draw which class each class's pixels are taken for, in shares of its row.
+    """Draw which class each class's pixels are taken for, in shares of the rows of a matrix (K, K).
 
-    Args:
-        confusion: (K, K) pixels, true classes in rows; a row without any stays grey.
-        names: K, background included. Long ones are cut; up to 25 classes, cells carry percents.
+    A row without pixels stays grey. Long names are cut; up to 25 classes, cells carry percents.
     """
     with np.errstate(invalid="ignore"):
         share = confusion / confusion.sum(1, keepdims=True)
     side = min(12.0, 3.0 + 0.3 * len(names))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    axis = figure.subplots()
-    axis.set_facecolor("lightgrey")
+    axis = figure.add_subplot(facecolor="lightgrey", xlabel="predicted", ylabel="true")
     shown = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")
     size = max(4.0, min(9.0, 550 / len(names)))
     short = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
     axis.set_xticks(range(len(names)), short, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(range(len(names)), short, fontsize=size, parse_math=False)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
     figure.colorbar(shown, ax=axis, shrink=0.7, label="share of the true class's pixels")
     for row, column in np.argwhere(share >= 0.005) if len(names) <= _MAX_NUMBERED else ():
-        colour = "white" if share[row, column] > _DARK else "black"
+        colour = "white" if share[row, column] > 0.35 else "black"
         text = f"{100 * share[row, column]:.0f}"
         axis.text(column, row, text, fontsize=7, ha="center", va="center", color=colour)
     return figure
 
 
 def curve_figure(curves: Mapping[str, Sequence[tuple[int, float]]], colours: Mapping[str, str]) -> Figure:
-    """Draw percentages over steps.
-
-    Args:
-        curves: step and percent by title.
-        colours: by title; others are black.
-    """
+    """Draw percentages over steps, pairs by title; titles without a colour are black."""
     figure = Figure(figsize=(7.5, 3.0), layout="constrained")
-    axes = figure.subplots()
+    axes = figure.add_subplot(xlabel="step", ylabel="mIoU (%)")
     for title, points in curves.items():
         axes.plot(*zip(*points, strict=True), "o-", color=colours.get(title, "black"), markersize=4)
     axes.set_xlim(left=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel("mIoU (%)")
     axes.grid(axis="y", alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -171,22 +144,18 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def add_legend(picture: NDArray[np.uint8], classes: Sequence[tuple[int, str]]) -> NDArray[np.uint8]:
-    """Set a white strip with the classes' colours and names under a picture.
+    """Set a white strip with colours and names of classes, given as (label, name), under a picture (H, W, 3).
 
-    Args:
-        picture: (H, W, 3) RGB.
-        classes: Label and name of the classes.
-
-    Returns:
-        (H', W', 3), the picture in its upper left corner; wider than it only where a name would not fit.
+    The result (H', W', 3) is wider than the picture only where a name would not fit.
     """
     height, width = picture.shape[:2]
     size = max(12, width // 50)  # of the letters, in pixels
     font = ImageFont.truetype(findfont("DejaVu Sans"), size)
     widths = [round(font.getlength(name) + 2.5 * size) for _, name in classes]
-    places = _flow(widths, max([width, *widths]))
+    full = max([width, *widths])
+    places = _flow(widths, full)
     strip = round(1.5 * size * (1 + max((row for _, row in places), default=-1)))
-    canvas = Image.new("RGB", (max([width, *widths]), height + strip), "white")
+    canvas = Image.new("RGB", (full, height + strip), "white")
     canvas.paste(Image.fromarray(picture))
     draw = ImageDraw.Draw(canvas)
     for (label, name), (left, row) in zip(classes, places, strict=True):
@@ -209,12 +178,7 @@ def _flow(widths: Sequence[int], limit: int) -> list[tuple[int, int]]:
 
 
 def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[tuple[int, str]]) -> Figure:
-    """Draw rows of panels with a legend.
-
-    Args:
-        rows: of each image its caption and its panels, in the same order in every row.
-        classes: label and name of the classes in the legend.
-    """
+    """Draw rows, captions with panels in the same order everywhere, and a legend of labels and names."""
     columns = max(len(panels) for _, panels in rows)
     inner = _CELL - 2 * _GAP
     heights = [inner * panels[0].pixels.shape[0] / panels[0].pixels.shape[1] for _, panels in rows]
@@ -242,12 +206,7 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
 
 
 def contact_sheet(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: int = 8) -> Figure:
-    """Draw small pictures side by side, each under its caption.
-
-    Args:
-        pictures: Caption of at most two lines, and RGB (H, W, 3).
-        columns: Pictures in a row.
-    """
+    """Draw small pictures (H, W, 3), ``columns`` in a row, each under its caption of at most two lines."""
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(_CELL * columns, (_CELL + 0.35) * rows), dpi=100, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -271,24 +230,18 @@ def save_picture(pixels: NDArray[np.uint8], path: Path) -> None:
     _save_png(Image.fromarray(pixels), path)
 
 
-def _save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG; a file of that name appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{os.getpid()}.partial"  # its length is independent of the name's
-    try:
-        image.save(partial, format="PNG", compress_level=3)  # half the time of 6 at about the same size
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; a file of that name appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    """Write a figure as a PNG."""
+    buffer = io.BytesIO()
     with _missing_glyphs():
-        figure.savefig(partial, format="png")
-    partial.replace(path)
+        figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())
+
+
+def _save_png(image: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)  # half the time of 6 at about the same size
+    write_whole(path, buffer.getvalue())
 
 
 @contextmanager

@@ -150,6 +150,7 @@ def both(first, argument, second):
 def fake_trainer(**changes):
     plain = {
         "world_size": 1,
+        "strategy": SimpleNamespace(reduce_boolean_decision=lambda asked, all: asked),
         "global_step": 3,
         "global_rank": 0,
         "callback_metrics": {},

@@ -105,7 +105,7 @@ def test_the_pace_is_measured_without_warm_up_and_validation(monkeypatch, capsys
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(progress, "Method", SimpleNamespace)
     summary = progress.Summary("run", {"data": {"batch_size": 8}}, "synthetic", [])
-    monkeypatch.setattr(summary, "_opening", lambda *_: [])
+    monkeypatch.setattr(summary, "_open", lambda *_: None)
     trainer = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
     trainer.callback_metrics, trainer.sanity_checking = {}, True
     summary.on_train_start(trainer, SimpleNamespace(phases=[Phase("one", 0), Phase("two", 50)]))

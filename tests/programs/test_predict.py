@@ -184,11 +184,15 @@ def test_an_interruption_leaves_what_is_done(checkpoint, photos, tmp_path, monke
 
 
 def test_an_interruption_while_writing_leaves_no_half_file(checkpoint, photos, tmp_path, monkeypatch):
-    def half(self: Image.Image, path: Path, format: str, compress_level: int) -> None:
-        Path(path).write_bytes(b"half a file")
-        raise KeyboardInterrupt
+    write = Path.write_bytes
 
-    monkeypatch.setattr(Image.Image, "save", half)
+    def half(self: Path, content: bytes) -> int:
+        written = write(self, content if self.parent == tmp_path / "out" else content[:9])
+        if self.parent != tmp_path / "out":
+            raise KeyboardInterrupt
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", half)
     arguments = [f"ckpt={checkpoint}", f"source={photos}", f"hydra.run.dir={tmp_path}/run"]
     assert run_predict(*arguments, f"out={tmp_path}/out")[0] == 130
     assert files(tmp_path / "out") == {"predictions.json"}

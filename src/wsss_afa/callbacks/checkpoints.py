@@ -24,12 +24,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from wsss_afa.errors import UserError
+from wsss_afa.files import write_whole
 from wsss_afa.methods.base import RECIPE_KEY
 
 SETTINGS_KEY = "wsss_afa_settings"
 """Where in the checkpoint the settings lie that a resumed run must share."""
 
-_PARTIAL, _DAMAGED = ".partial", ".damaged"
+_PARTIAL = ".partial"
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -43,9 +44,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.failed: set[str] = set()
         """Paths whose latest write came to nothing; known to the process that writes."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write one checkpoint."""
         buffer = io.BytesIO()  # what cannot be serialised is a bug and raises here
         torch.save(checkpoint, buffer)
@@ -54,7 +53,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self.failed.discard(str(path))
         except (OSError, ValueError) as error:
             self.failed.add(str(path))
-            rank_zero_warn(f"{path}: not written, training goes on without it ({_reason(Path(path), error)})")
+            folder, what = Path(path).parent, error.strerror if isinstance(error, OSError) else error
+            free = shutil.disk_usage(folder).free / 2**20 if folder.is_dir() else 0.0
+            rank_zero_warn(f"{path}: not written, training goes on without it ({what}; {free:.0f} MiB free)")
 
 
 def _write(path: Path, content: memoryview) -> None:
@@ -74,11 +75,6 @@ def _write(path: Path, content: memoryview) -> None:
     os.close(folder)
 
 
-def _reason(path: Path, error: Exception) -> str:
-    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.is_dir() else 0.0
-    return f"{error.strerror if isinstance(error, OSError) else error}; {free:.0f} MiB free"
-
-
 def read_checked(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint, its tensors still on the disk, once every byte's checksum was right.
 
@@ -91,9 +87,7 @@ def read_checked(path: Path) -> Mapping[str, Any]:
         if broken is None:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the zip and pickle readers raise nearly anything on altered bytes
-        raise ValueError(
-            f"cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        raise ValueError(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
     if broken is not None:
         raise ValueError(f"checksum of {broken} is wrong")
     if not isinstance(content, dict) or not {RECIPE_KEY, "global_step", "loops"} <= set(content):
@@ -114,23 +108,20 @@ def resume_point(resume: str | None, directory: Path, settings: dict[str, Any]) 
             holds checkpoints from beyond the starting point, which this run would mix with its own.
     """
     found = _intact(directory)
-    if resume == "auto":
-        if not found:
-            return None
+    path: Path | None = None
+    content: Mapping[str, Any] = {"global_step": -1}
+    if resume == "auto" and found:
         path, content = found[-1]
-    elif resume is None:
-        path, content = None, {"global_step": -1}
-    else:
+    elif resume not in ("auto", None):
         path, content = Path(resume), _read_named(Path(resume))
-    later = [other for other, its in found if its["global_step"] > content["global_step"]]
-    if later:
+    if later := [other for other, its in found if its["global_step"] > content["global_step"]]:
+        what = f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}"
         raise UserError(
-            f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}: resume=auto goes on "
-            f"with it; else give another hydra.run.dir, or move it away"
+            f"{what}: resume=auto goes on with it; else give another hydra.run.dir, or move it away"
         )
     if path is not None:
         _compare(resume == "auto", path, content, settings)
-        _say(f"resuming  from step {content['global_step']}: {path}")
+        rank_zero_only(print)(f"resuming  from step {content['global_step']}: {path}", flush=True)
     return path
 
 
@@ -141,14 +132,9 @@ def _intact(directory: Path) -> list[tuple[Path, Mapping[str, Any]]]:
         try:
             found.append((path, read_checked(path)))
         except ValueError as error:
-            rank_zero_warn(f"{path} is damaged and left out, renamed to *{_DAMAGED} ({error})")
-            _put_aside(path)
+            rank_zero_warn(f"{path} is damaged and left out, renamed to *.damaged ({error})")
+            rank_zero_only(path.replace)(f"{path}.damaged")
     return sorted(found, key=lambda item: item[1]["global_step"])
-
-
-@rank_zero_only
-def _put_aside(path: Path) -> None:
-    path.replace(path.with_name(path.name + _DAMAGED))
 
 
 def _read_named(path: Path) -> Mapping[str, Any]:
@@ -162,22 +148,13 @@ def _read_named(path: Path) -> Mapping[str, Any]:
 
 def _compare(auto: bool, path: Path, content: Mapping[str, Any], settings: dict[str, Any]) -> None:
     theirs = content.get(SETTINGS_KEY, settings)
-    changed = [
-        f"{name}={settings.get(name)} (was {theirs.get(name)})"
-        for name in sorted(settings | theirs)
-        if settings.get(name) != theirs.get(name)
-    ]
-    if not changed:
-        return
+    names = [name for name in sorted(settings | theirs) if settings.get(name) != theirs.get(name)]
+    changed = [f"{name}={settings.get(name)} (was {theirs.get(name)})" for name in names]
     message = f"{path} is of a run with other settings: {', '.join(changed)}"
-    if auto:
+    if changed and auto:
         raise UserError(f"{message}; give another hydra.run.dir, or resume={path} to go on all the same")
-    rank_zero_warn(f"{message}; the resumed run is not the run that it was")
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+    if changed:
+        rank_zero_warn(f"{message}; the resumed run is not the run that it was")
 
 
 def at_step_boundary(trainer: L.Trainer, batch_idx: int) -> bool:
@@ -197,11 +174,11 @@ def save_step(trainer: L.Trainer, directory: Path) -> Path:
     """Save the finished step while the next one's first batch is at hand, which is not counted as begun."""
     path = directory / f"step_{trainer.global_step:06d}.ckpt"
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    try:
-        progress.total.ready, progress.current.ready = progress.total.ready - 1, progress.current.ready - 1
-        trainer.save_checkpoint(path)
-    finally:
-        progress.total.ready, progress.current.ready = progress.total.ready + 1, progress.current.ready + 1
+    for counts in (progress.total, progress.current):
+        counts.ready -= 1
+    trainer.save_checkpoint(path)
+    for counts in (progress.total, progress.current):
+        counts.ready += 1
     return path
 
 
@@ -219,49 +196,37 @@ class StepCheckpoints(Callback):
 
     def __init__(self, directory: str, every_n_steps: int = 500, keep: int = 2):
         if every_n_steps < 1 or keep < 2:
-            raise UserError(
-                f"callbacks.steps: every_n_steps={every_n_steps} and keep={keep}, need 1 and 2 or more"
-            )
-        self.directory = Path(directory)
-        self.every_n_steps = every_n_steps
-        self.keep = keep
+            given = f"every_n_steps={every_n_steps} and keep={keep}"
+            raise UserError(f"callbacks.steps: {given}, need 1 and 2 or more")
+        self.directory, self.every_n_steps, self.keep = Path(directory), every_n_steps, keep
         self._saved = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Check the interval of validations and forget what a killed run had begun to write."""
         parts = trainer.accumulate_grad_batches
         if trainer.enable_validation and (trainer.val_check_batch or 0) % parts:
-            raise UserError(
-                f"trainer.val_check_interval={trainer.val_check_batch} batches, need a multiple of "
-                f"trainer.accumulate_grad_batches={parts}: checkpoints are taken between steps"
-            )
+            given = f"trainer.val_check_interval={trainer.val_check_batch} batches"
+            need = f"need a multiple of trainer.accumulate_grad_batches={parts}"
+            raise UserError(f"{given}, {need}: checkpoints are taken between steps")
         self._saved = trainer.global_step
         if trainer.is_global_zero:
             for partial in self.directory.glob(f"*{_PARTIAL}"):
                 partial.unlink()
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """A finished run's last batch is not the last of a run that is to be longer now."""
         if checkpoint["global_step"] < trainer.max_steps:
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Save the step before this batch if it is due."""
-        step = trainer.global_step
-        last = step + 1 == trainer.max_steps or _validates_at(
-            trainer, batch_idx + trainer.accumulate_grad_batches
-        )
+    def on_train_batch_start(self, trainer: L.Trainer, _: Any, batch: Any, batch_idx: int) -> None:
+        """Save the step before this batch if it is due, and delete the oldest."""
+        step, next_step = trainer.global_step, batch_idx + trainer.accumulate_grad_batches
+        last = step + 1 == trainer.max_steps or _validates_at(trainer, next_step)
         due = step % self.every_n_steps == 0 or last
-        if due and step != self._saved and at_step_boundary(trainer, batch_idx):
-            self._saved = step
-            save_step(trainer, self.directory)
-            self._prune(trainer)
-
-    def _prune(self, trainer: L.Trainer) -> None:
+        if not due or step == self._saved or not at_step_boundary(trainer, batch_idx):
+            return
+        self._saved = step
+        save_step(trainer, self.directory)
         if trainer.is_global_zero:
             for old in sorted(self.directory.glob("step_*.ckpt"))[: -self.keep]:
                 old.unlink()
@@ -281,17 +246,12 @@ class BestAndLast(ModelCheckpoint):
         path = next(iter(own), "")
         super().load_state_dict(state_dict | {"best_k_models": own, "kth_best_model_path": path})
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Where a run was killed between the two files, the best that it resumes from is the last too."""
         assert self.dirpath is not None
-        best, last = (Path(self.dirpath, name) for name in ("best.ckpt", "last.ckpt"))
-        if (
-            trainer.is_global_zero
-            and trainer.ckpt_path
-            and Path(trainer.ckpt_path).resolve() == best.resolve()
-        ):
-            shutil.copyfile(best, last.with_name(last.name + _PARTIAL))
-            last.with_name(last.name + _PARTIAL).replace(last)
+        best, start = Path(self.dirpath, "best.ckpt"), trainer.ckpt_path
+        if trainer.is_global_zero and start and Path(start).resolve() == best.resolve():
+            write_whole(best.with_name("last.ckpt"), best.read_bytes())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save both; forget a best that was not written."""
@@ -303,7 +263,7 @@ class BestAndLast(ModelCheckpoint):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._save_last(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save the end of a run that validates nothing."""
         if not trainer.enable_validation:
             self._save_last(trainer)

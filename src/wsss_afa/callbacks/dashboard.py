@@ -27,14 +27,13 @@ class Dashboard(Callback):
     """
 
     def __init__(self, directory: str, config: dict[str, Any]):
-        self.directory = Path(directory)
-        self.config = config
+        self.directory, self.config = Path(directory), config
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Hand on the settings."""
         self._record(trainer, self.config)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Hand on seeds, versions, git commit and device."""
         self._record(trainer, {"run": _read(self.directory / "run.json")})
 
@@ -52,17 +51,15 @@ class Dashboard(Callback):
         step, names = step_of(trainer), ["background", *pl_module.recipe["class_names"]]
         sources = [source for source in COLUMNS if source in ious]
         columns = ["class", *(COLUMNS[source] for source in sources)]
-        rows = [
-            [name, *(None if iou != iou else iou for iou in by_source)]
-            for name, *by_source in zip(names, *(ious[source] for source in sources), strict=True)
-        ]
+        table = zip(names, *(ious[source] for source in sources), strict=True)
+        rows = [[None if cell != cell else cell for cell in row] for row in table]
         confusion = pl_module.scores["seg"].compute()["confusion"].cpu().numpy()
         picture = to_pixels(confusion_figure(confusion, names))
         tell(trainer, lambda screen: screen.table("val/iou_by_class", columns, rows, step))
         tell(trainer, lambda screen: screen.picture("val/confusion", picture, step))
         tell(trainer, lambda screen: screen.confusion("val/confusion_chart", confusion, names, step))
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Keep the best checkpoint, with the scores that it had."""
         checkpoint = trainer.checkpoint_callback
         if not isinstance(checkpoint, ModelCheckpoint) or not Path(checkpoint.best_model_path).is_file():

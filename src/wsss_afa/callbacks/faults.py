@@ -27,10 +27,8 @@ from torch.optim import Optimizer
 from wsss_afa.callbacks.checkpoints import at_step_boundary, save_step
 from wsss_afa.errors import UserError
 
-EXIT_STOPPED = 75
-"""Exit code after SIGTERM or SIGUSR1: stopped on request, to be started again (EX_TEMPFAIL of sysexits.h)."""
-EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+EXIT_STOPPED, EXIT_INTERRUPTED = os.EX_TEMPFAIL, 130
+"""Exit codes after SIGTERM or SIGUSR1 (stopped on request, to be started again), and after Ctrl-C."""
 RESUME_HINT = "the same command with hydra.run.dir=… of this run then goes on from its newest checkpoint"
 """Ends the line of a fault that a run survives."""
 
@@ -50,7 +48,7 @@ class Interruption(Callback):
         self.directory = Path(directory)
         self._received: signal.Signals | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Take the signals over; Lightning puts the former handlers back in the end."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -60,46 +58,32 @@ class Interruption(Callback):
         self._received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         """Between two steps: save and stop, if any process was asked to."""
         if batch_idx % trainer.accumulate_grad_batches == 0 and self._asked(trainer):
             if trainer.global_step and at_step_boundary(trainer, batch_idx):
                 save_step(trainer, self.directory)
             self._stop(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Do not begin a validation: the step before its own is saved."""
         if self._asked(trainer):
             self._stop(trainer)
 
-    def on_validation_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Break a validation off; processes cannot agree on it here, as they may have unequal shares."""
         if trainer.world_size == 1 and self._asked(trainer):
             self._stop(trainer)
 
     def _asked(self, trainer: L.Trainer) -> bool:
-        asked = self._received is not None
-        return (
-            asked if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(asked, all=False)
-        )
+        return trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         received = self._received or signal.SIGTERM  # where another process was asked
         if trainer.is_global_zero:
-            print(
-                f"stopped   at step {trainer.global_step} of {trainer.max_steps} by {received.name}: the "
-                f"same command with hydra.run.dir={self.directory.parent} goes on",
-                flush=True,
-            )
+            where = f"at step {trainer.global_step} of {trainer.max_steps} by {received.name}"
+            again = f"the same command with hydra.run.dir={self.directory.parent} goes on"
+            print(f"stopped   {where}: {again}", flush=True)
             if received == signal.SIGUSR1 and SLURMEnvironment.detect():
                 _requeue()
         raise SystemExit(EXIT_INTERRUPTED if received == signal.SIGINT else EXIT_STOPPED)
@@ -126,39 +110,28 @@ class FiniteLoss(Callback):
     """
 
     def __init__(self, directory: str, skip_nan_steps: int = 0):
-        self.directory = Path(directory)
-        self.skip_nan_steps = skip_nan_steps
-        self.skipped = 0
+        self.directory, self.skip_nan_steps, self.skipped = Path(directory), skip_nan_steps, 0
         self._batch: Any = None
         self._culprit: tuple[str, Any] | None = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         """Remember the batch."""
         self._batch = batch
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: L.Trainer, _: Any, loss: Tensor) -> None:
         """Look at the loss and find the term to blame."""
-        if self._culprit is None and not math.isfinite(loss.item()):
-            terms = {
-                name.removeprefix("train/"): value.item()
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith("train/loss_")
-            }
-            bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
-            self._culprit = ", ".join(bad) or f"loss={loss.item()}", self._batch
+        if self._culprit is None and not loss.isfinite():
+            values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            terms = [name for name in values if name.startswith("train/loss_")]
+            bad = [name for name in terms if not math.isfinite(values[name])]
+            named = (f"{name.removeprefix('train/')}={values[name]}" for name in bad)
+            self._culprit = ", ".join(named) or f"loss={loss.item()}", self._batch
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Keep what is not finite from the weights."""
         if self._culprit is None and getattr(trainer.precision_plugin, "scaler", None) is None:
             self._culprit = self._bad_gradient(pl_module)  # with a scaler an overflow is its daily work
-        bad = self._culprit is not None
-        if trainer.world_size > 1:
-            bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
-        if not bad:
+        if not trainer.strategy.reduce_boolean_decision(self._culprit is not None, all=False):
             return
         what, batch = self._culprit or ("a loss in another process", self._batch)
         self._culprit = None
@@ -166,11 +139,10 @@ class FiniteLoss(Callback):
         path = self._keep(trainer, pl_module, what, batch)
         poisoned = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
         if self.skipped > self.skip_nan_steps or poisoned:
-            raise UserError(
-                f"step {trainer.global_step}: {what}; batch and network are in {path}: lower optim.lr, try "
-                f"trainer.precision=32-true, or leave such steps out with callbacks.finite.skip_nan_steps=10"
-                + (f" (but {poisoned[0]} is not finite either)" if poisoned else "")
-            )
+            hint = "or leave such steps out with callbacks.finite.skip_nan_steps=10"
+            hint += f" (but {poisoned[0]} is not finite either)" if poisoned else ""
+            where = f"step {trainer.global_step}: {what}; batch and network are in {path}"
+            raise UserError(f"{where}: lower optim.lr, try trainer.precision=32-true, {hint}")
         count = f"{self.skipped} of {self.skip_nan_steps}"
         rank_zero_warn(f"step {trainer.global_step} left out ({count}): {what}; see {path}")
         optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
@@ -180,7 +152,7 @@ class FiniteLoss(Callback):
         if math.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())).item()):
             return None
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        return f"gradient of {bad[0] if bad else 'all parameters together'} is not finite", self._batch
+        return f"gradient of {[*bad, 'all parameters together'][0]} is not finite", self._batch
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule, what: str, batch: Any) -> Path:
         path = self.directory / f"nonfinite_step_{trainer.global_step:06d}_process_{trainer.global_rank}.pt"
@@ -224,9 +196,8 @@ def _warn_once(call: Callable[..., None], owner: str) -> Callable[..., None]:
             call(*args, **kwargs)
         except Exception as error:
             if not warned:
-                rank_zero_warn(
-                    f"{owner}.{call.__name__} fails, training goes on: {type(error).__name__}: {error}"
-                )
+                what = f"{owner}.{call.__name__} fails, training goes on"
+                rank_zero_warn(f"{what}: {type(error).__name__}: {error}")
             warned = True
 
     return guarded
@@ -242,6 +213,7 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
         accumulation: Micro-batches per step.
         workers: Loader processes of each training process.
     """
+    text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
             f"out of memory on the GPU with data.batch_size={batch_size} in {accumulation} parts and "
@@ -252,14 +224,11 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full ({error}): make room; {RESUME_HINT}"
-    if isinstance(error, RuntimeError) and (match := re.search(r"DataLoader worker.*", str(error))):
-        return (
-            f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory: try fewer than "
-            f"data.num_workers={workers}, or 0 to see an error of its own; {RESUME_HINT}"
-        )
-    if isinstance(error, RuntimeError) and _SEVERED.search(type(error).__name__ + str(error)):
-        return (
-            f"another process is gone, stuck or slower than patience allows ({str(error).splitlines()[0]}): "
-            f"look for a line of its own; {RESUME_HINT}"
-        )
+    if isinstance(error, RuntimeError) and (match := re.search(r"DataLoader worker.*", text)):
+        what = f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory"
+        hint = f"try fewer than data.num_workers={workers}, or 0 to see an error of its own"
+        return f"{what}: {hint}; {RESUME_HINT}"
+    if isinstance(error, RuntimeError) and _SEVERED.search(type(error).__name__ + text):
+        what = f"another process is gone, stuck or slower than patience allows ({text.splitlines()[0]})"
+        return f"{what}: look for a line of its own; {RESUME_HINT}"
     return None

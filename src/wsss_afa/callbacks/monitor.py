@@ -25,31 +25,27 @@ class StepMonitor(Callback):
     over the steps since they were last logged, with validations left out.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Start the clock."""
         self._step = trainer.global_step
         self._restart()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Stop the clock."""
         self._paused = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Let it go on."""
         if not trainer.sanity_checking:
             self._since += time.perf_counter() - self._paused
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Log the norm of a step that is logged."""
         if trainer.loggers and is_logged(trainer, trainer.global_step):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, _: Any, batch: Batch, *__: Any) -> None:
         """Log the interval that ends with this step, if one does."""
         self._images += len(batch["image"]) * trainer.world_size
         if trainer.global_step == self._step:  # a part of a step that is accumulated

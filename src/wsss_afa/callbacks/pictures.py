@@ -33,25 +33,17 @@ class Pictures(Callback):
     """
 
     def __init__(self, directory: str, num_images: int = 6):
-        self.directory = Path(directory)
-        self.num_images = num_images
+        self.directory, self.num_images = Path(directory), num_images
+        self.last: Path | None = None
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        """Start a new picture."""
         self._scenes: list[Scene] = []
         self._points: list[Scene] = []
         self._classes: set[int] = set()
-        self.last: Path | None = None
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start a new picture."""
-        self._scenes, self._points, self._classes = [], [], set()
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Collect the rows of one batch."""
         assert isinstance(pl_module, Method)
@@ -70,7 +62,8 @@ class Pictures(Callback):
             self._scenes.append(_scene(caption, rgb[i], {title: layer[i] for title, layer in layers.items()}))
             for point in found.points[i] if found.points else ():
                 caption = f"{name}: {names[point.class_index]}"
-                maps = point.maps | _last_label(found.layers, i)
+                labels = [each for each, layer in found.layers.items() if not layer.is_floating_point()]
+                maps = point.maps | {title: found.layers[title][i] for title in labels[-1:]}
                 self._points.append(_scene(caption, rgb[i], maps)._replace(point=point.place))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,7 +78,7 @@ class Pictures(Callback):
         if self._points:
             self._draw(trainer, self._points[: 2 * self.num_images], names, f"{stem}_points", "points")
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say where the last picture is."""
         if self.last is not None:
             Console().print(f"pictures  {self.last}", soft_wrap=True)
@@ -103,12 +96,6 @@ class Pictures(Callback):
 def panels(rgb: Tensor, layers: dict[str, Tensor], index: int) -> list[Panel]:
     """Paint one image (3, H, W) in [0, 1] and what was made of it, (B, H, W) by title."""
     return paint_scene(_scene("", rgb, {title: layer[index] for title, layer in layers.items()}))
-
-
-def _last_label(layers: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Of one image the label that comes last before the prediction, if there is one."""
-    labels = [title for title, layer in layers.items() if not layer.is_floating_point()]
-    return {title: layers[title][index] for title in labels[-1:]}
 
 
 def _scene(caption: str, rgb: Tensor, layers: dict[str, Tensor]) -> Scene:

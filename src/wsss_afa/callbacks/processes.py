@@ -47,8 +47,6 @@ def _end_with(rank: int, process: Popen[Any], started: list[Popen[Any]]) -> None
         each.kill()
     if code < 0:  # else it has said why
         name = signal.Signals(-code).name
-        print(
-            f"error: process {rank} was killed by {name}, so the others end too; {RESUME_HINT}",
-            file=sys.stderr,
-        )
+        what = f"error: process {rank} was killed by {name}, so the others end too"
+        print(f"{what}; {RESUME_HINT}", file=sys.stderr)
     os._exit(code if code > 0 else 128 - code)  # the main thread may wait for what never comes

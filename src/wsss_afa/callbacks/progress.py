@@ -6,6 +6,7 @@ five minutes shows that the run lives.
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shlex
 import sys
@@ -69,9 +70,8 @@ class Progress(RichProgressBar):
     def get_metrics(self, *arguments: Any) -> dict[str, int | str | float | dict[str, float]]:
         """What changes from step to step, by short names; scores have lines of their own."""
         metrics = super().get_metrics(*arguments)
-        return {
-            name.removeprefix("train/"): metrics[name] for name in ("train/loss", "lr") if name in metrics
-        }
+        shown = (name for name in ("train/loss", "lr") if name in metrics)
+        return {name.removeprefix("train/"): metrics[name] for name in shown}
 
     def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         """Draw, or say that the validation lives."""
@@ -102,129 +102,111 @@ class Summary(Callback):
     def __init__(self, directory: str, config: dict[str, Any], data: str, overrides: Sequence[str]):
         folder, here = Path(directory), Path.cwd()
         self.directory = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        self.config = config
-        self.data = shlex.join(
-            [f"data={data}", *(word for word in overrides if word.lstrip("+").startswith("data."))]
-        )
+        self.config, self.data = config, data
+        self._data_words = [word for word in overrides if word.lstrip("+").startswith("data.")]
         self._watched = is_watched()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what begins, and start the clocks."""
+        """Say what begins, and start the clock."""
         assert isinstance(pl_module, Method)
-        now = time.monotonic()
         self._phases = [phase for phase in pl_module.phases if phase.first < trainer.max_steps]
         self._start = self._done = trainer.global_step
-        self._said, self._tenth = now, 10 * self._start // trainer.max_steps
-        self._mark, self._training, self._validation = now, 0.0, 0.0
-        self._phase, self._steps, self._seconds = -1, 0, 0.0  # of the phase at hand
+        self._said, self._tenth = time.monotonic(), 10 * self._start // trainer.max_steps
+        self._validation = 0.0
+        self._began = self._now = self._clock()
+        self._phase, self._steps = -1, 0  # the phase at hand, and how many of its steps this run has done
         if trainer.is_global_zero:
-            for word, text in self._opening(trainer, pl_module):
-                say(word, text)
+            self._open(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Time the step, and say how the run gets on if that is due."""
-        done, now = trainer.global_step, time.monotonic()
+        done, total = trainer.global_step, trainer.max_steps
         if not trainer.is_global_zero or done == self._done:  # a part of a step
             return
-        self._count(done, now)
+        self._count(done)
+        where = f"phase {self._phase + 1} of {len(self._phases)}"
         if self._steps == _WARM_UP + _COUNTED:
-            pace = f"{self._step_seconds():.3g} s a step in phase {self._where()}"
             more = " if later steps cost the same" if self._phase + 1 < len(self._phases) else ""
-            say("pace", f"{pace} ({self._phases[self._phase].name}): {self._to_go(trainer)}{more}")
-        tenth = 10 * done // trainer.max_steps
+            pace = f"{self._pace:.3g} s a step in {where} ({self._phases[self._phase].name})"
+            say("pace", f"{pace}: {self._to_go(trainer)}{more}")
+        tenth, now = 10 * done // total, time.monotonic()
         if not self._watched and (tenth > self._tenth or now - self._said > SILENCE):
             self._tenth, self._said = tenth, now
             loss = trainer.callback_metrics.get("train/loss")
-            text = (
-                f"{done} of {trainer.max_steps} ({100 * done // trainer.max_steps} %), phase {self._where()}"
-            )
-            text += "" if loss is None else f": loss {loss.item():.3g}"
-            gone = format_seconds(self._training + self._validation)
-            say("step", f"{text}; {gone} gone, {self._to_go(trainer)}")
+            text = "" if loss is None else f": loss {loss.item():.3g}"
+            gone = format_seconds(self._now - self._began + self._validation)
+            progress = f"{done} of {total} ({100 * done // total} %), {where}{text}"
+            say("step", f"{progress}; {gone} gone, {self._to_go(trainer)}")
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Stop the clock of training."""
-        now = time.monotonic()
-        self._training, self._mark = self._training + now - self._mark, now
+        self._paused = time.monotonic()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say the scores."""
-        now = time.monotonic()
-        self._validation, self._mark = self._validation + now - self._mark, now
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Let it go on, and say the scores."""
+        self._validation += time.monotonic() - self._paused
         if trainer.is_global_zero and not trainer.sanity_checking:
             metrics = {name: 100 * value.item() for name, value in trainer.callback_metrics.items()}
             titles = {f"val/miou_{source}": title for source, title in COLUMNS.items()} | {
                 "val/map_cls": "mAP"
             }
-            scores = [f"{title} {metrics[name]:.1f}" for name, title in titles.items() if name in metrics]
+            scores = (f"{title} {metrics[name]:.1f}" for name, title in titles.items() if name in metrics)
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say what came of it, and what to do with it."""
-        if trainer.is_global_zero and hasattr(self, "_mark"):
-            for word, text in self._closing(trainer):
-                say(word, text)
+        if trainer.is_global_zero and hasattr(self, "_began"):
+            self._close(trainer)
 
-    def _count(self, done: int, now: float) -> None:
-        """Add a step to the clocks of training and of its phase."""
+    def _clock(self) -> float:
+        """Seconds that stand still in a validation."""
+        return time.monotonic() - self._validation
+
+    def _count(self, done: int) -> None:
         phase = sum(each.first < done for each in self._phases) - 1
-        if phase != self._phase:
-            self._phase, self._steps, self._seconds = phase, 0, 0.0
-        self._steps += 1
-        self._seconds += (now - self._mark) * (self._steps > _WARM_UP)
-        self._training, self._mark, self._done = self._training + now - self._mark, now, done
-
-    def _step_seconds(self) -> float:
-        return self._seconds / (self._steps - _WARM_UP)
-
-    def _where(self) -> str:
-        return f"{self._phase + 1} of {len(self._phases)}"
+        self._steps = self._steps + 1 if phase == self._phase else 1
+        self._phase, self._done, self._now = phase, done, self._clock()
+        if self._steps <= _WARM_UP:
+            self._warm = self._now
+        else:
+            self._pace = (self._now - self._warm) / (self._steps - _WARM_UP)
 
     def _to_go(self, trainer: L.Trainer) -> str:
         """Of training alone; validations have lines of their own."""
         if self._steps <= _WARM_UP:
             return "not yet measured"
-        return f"about {format_seconds((trainer.max_steps - self._done) * self._step_seconds())} to go"
+        return f"about {format_seconds((trainer.max_steps - self._done) * self._pace)} to go"
 
-    def _opening(self, trainer: L.Trainer, method: Method) -> list[tuple[str, str]]:
+    def _open(self, trainer: L.Trainer, method: Method) -> None:
         data, total = trainer.datamodule, trainer.max_steps  # type: ignore[attr-defined]  # Lightning attaches it
         position = f"; at step {self._start}" if 0 < self._start < total else ""
-        return [
-            ("run", f"{self.directory}, {total} steps{position}"),
-            ("data", f"{self.data.partition(' ')[0].removeprefix('data=')}: {describe_data(data)}"),
-            ("model", f"{_describe_backbone(self.config['backbone'])}: {describe_parameters(method.net)}"),
-            ("phases", f"{describe_phases(self._phases, total)} (steps, from 0)"),
-            ("batch", describe_batch(trainer, data)),
-            ("device", describe_device(trainer, method)),
-        ]
+        say("run", f"{self.directory}, {total} steps{position}")
+        say("data", f"{self.data}: {_describe_data(data)}")
+        say("model", _describe_model(self.config["backbone"], method.net))
+        say("phases", f"{describe_phases(self._phases, total)} (steps, from 0)")
+        say("batch", _describe_batch(trainer, data))
+        say("device", _describe_device(trainer, method.device))
 
-    def _closing(self, trainer: L.Trainer) -> list[tuple[str, str]]:
-        folder, curves = self.directory / "checkpoints", self.directory / "metrics.csv"
-        files = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
-        lines = [("done", self._effort(trainer)), *_best(trainer)]
-        lines += [("curves", str(curves))] * curves.is_file()
-        if files:
-            lines += [
-                ("weights", ", ".join(map(str, files))),
-                ("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {self.data}"),
-                ("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS"),
-            ]
-        return lines
-
-    def _effort(self, trainer: L.Trainer) -> str:
-        steps = self._done - self._start
-        if not steps:
-            return f"nothing was left to do after step {trainer.global_step} of {trainer.max_steps}"
-        speed = steps * self.config["data"]["batch_size"] / self._training
-        whole, validation = (
-            format_seconds(self._training + self._validation),
-            format_seconds(self._validation),
-        )
-        return f"{steps} steps in {whole}, of it {validation} in validation; {speed:.3g} images/s in training"
+    def _close(self, trainer: L.Trainer) -> None:
+        steps, seconds = self._done - self._start, self._now - self._began
+        if steps:
+            speed = f"{steps * self.config['data']['batch_size'] / seconds:.3g} images/s in training"
+            whole, validation = format_seconds(seconds + self._validation), format_seconds(self._validation)
+            say("done", f"{steps} steps in {whole}, of it {validation} in validation; {speed}")
+        else:
+            say("done", f"nothing was left to do after step {trainer.global_step} of {trainer.max_steps}")
+        _say_best(trainer)
+        if (curves := self.directory / "metrics.csv").is_file():
+            say("curves", str(curves))
+        files = [self.directory / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+        if files := [file for file in files if file.is_file()]:
+            say("weights", ", ".join(map(str, files)))
+            data = shlex.join([f"data={self.data}", *self._data_words])
+            say("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {data}")
+            say("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS")
 
 
-def describe_data(data: TaggedDataModule) -> str:
-    """Images, tags and classes; ``setup("fit")`` comes first."""
+def _describe_data(data: TaggedDataModule) -> str:
     tags = data.train_tags
     text = f"{len(tags)} training images with {tags.sum() / max(1, len(tags)):.1f} tags each"
     if data.num_val_images:
@@ -232,25 +214,22 @@ def describe_data(data: TaggedDataModule) -> str:
     return f"{text}, {data.num_classes} classes"
 
 
-def describe_parameters(net: torch.nn.Module) -> str:
-    """Parameters of each part, in millions where there are as many."""
+def _describe_model(backbone: dict[str, Any], net: torch.nn.Module) -> str:
+    kind, weights = backbone["_target_"].rpartition(".")[2], backbone.get("pretrained")
+    origin = "random weights" if weights is None else f"weights {'of timm' if weights is True else weights}"
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
-    texts = [
-        f"{name.replace('_', ' ')} {f'{count / 1e6:.1f} M' if count >= 1e5 else count}"
-        for name, count in counts.items()
-    ]
-    return f"{', '.join(texts)} parameters"
+    sizes = {name: f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count}" for name, count in counts.items()}
+    parts = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items())
+    return f"{kind} {backbone.get('variant') or backbone.get('name')}, {origin}: {parts} parameters"
 
 
 def describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
     """Every phase that has a step, with its first and its last."""
-    ends = [*(phase.first for phase in phases[1:]), max_steps]
-    spans = zip(phases, ends, strict=True)
-    return ", ".join(f"{each.name} {each.first}–{end - 1}" for each, end in spans if end > each.first)
+    spans = itertools.pairwise((*phases, Phase("", max_steps)))
+    return ", ".join(f"{each.name} {each.first}–{end - 1}" for each, (_, end) in spans if end > each.first)
 
 
-def describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
-    """Images of a step, how they are shared out, and how often the run sees each."""
+def _describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
     world, parts = trainer.world_size, trainer.accumulate_grad_batches
     factors = f"{world} process{'es' * (world > 1)} × {data.batch_size // (world * parts)}"
     factors += f" × {parts} parts" * (parts > 1)
@@ -258,26 +237,17 @@ def describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:
     return f"{data.batch_size} images a step, {factors}; the run sees each image {passes:.2g} times"
 
 
-def describe_device(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Where it runs and in which precision."""
-    if module.device.type == "cuda":
-        name, threads = torch.cuda.get_device_name(module.device), ""
-    else:
-        name, threads = f"CPU ({platform.machine()})", f", threads of a process: {torch.get_num_threads()}"
+def _describe_device(trainer: L.Trainer, device: torch.device) -> str:
+    name, threads = f"CPU ({platform.machine()})", f", threads of a process: {torch.get_num_threads()}"
+    if device.type == "cuda":
+        name, threads = torch.cuda.get_device_name(device), ""
     return f"{trainer.world_size} × {name}, {trainer.precision}{threads}"
 
 
-def _describe_backbone(backbone: dict[str, Any]) -> str:
-    kind, weights = backbone["_target_"].rpartition(".")[2], backbone.get("pretrained")
-    origin = "random weights" if weights is None else f"weights {'of timm' if weights is True else weights}"
-    return f"{kind} {backbone.get('variant') or backbone.get('name')}, {origin}"
-
-
-def _best(trainer: L.Trainer) -> list[tuple[str, str]]:
+def _say_best(trainer: L.Trainer) -> None:
     results = next((each.results for each in trainer.callbacks if isinstance(each, Results)), {})  # type: ignore[attr-defined]
     checkpoint = trainer.checkpoint_callback
-    if "best" not in results or not isinstance(checkpoint, ModelCheckpoint):
-        return []
-    monitor = str(checkpoint.monitor)
-    best, last = (f"{results[of][monitor]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
-    return [("best", f"{COLUMNS.get(monitor.removeprefix('val/miou_'), 'mAP')} {best}; last {last}")]
+    if "best" in results and isinstance(checkpoint, ModelCheckpoint):
+        name = str(checkpoint.monitor)
+        best, last = (f"{results[of][name]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
+        say("best", f"{COLUMNS.get(name.removeprefix('val/miou_'), 'mAP')} {best}; last {last}")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
@@ -47,21 +46,19 @@ class Shortlist:
 
     def wants(self, rank: Rank) -> bool:
         """Whether an image of this rank belongs to the list so far."""
-        shots = self.unscored if math.isnan(rank[0]) else self.ranked
-        if len(shots) < 2 * self.count:
-            return True
-        if math.isnan(rank[0]) or not shots:
-            return False
-        return rank < shots[self.count - 1].rank or rank > shots[self.count].rank
+        if math.isnan(rank[0]) or self.count == 0:
+            return len(self.unscored) < 2 * self.count
+        middle = self.ranked[self.count - 1 : self.count + 1]
+        return len(self.ranked) < 2 * self.count or rank < middle[0].rank or rank > middle[1].rank
 
     def add(self, shot: Shot) -> None:
         """Take an image in; another leaves if there are too many."""
         if math.isnan(shot.iou):
             self.unscored.append(shot)
-            return
-        insort(self.ranked, shot, key=lambda each: each.rank)
-        if len(self.ranked) > 2 * self.count:
-            del self.ranked[self.count]
+        else:
+            insort(self.ranked, shot, key=lambda each: each.rank)
+            if len(self.ranked) > 2 * self.count:
+                del self.ranked[self.count]
 
 
 def choose(ranks: list[Rank], count: int) -> tuple[list[Rank], list[Rank]]:
@@ -88,40 +85,27 @@ class Report(Callback):
     def __init__(self, directory: str, checkpoint: str, num_images: int = 6):
         if num_images < 0:
             raise UserError(f"callbacks.report.num_images={num_images}, need 0 or more: change it")
-        self.directory = Path(directory)
-        self.checkpoint = Path(checkpoint)
-        self.num_images = num_images
-        self._shortlist = Shortlist(num_images)
-        self._seen, self._masked = 0, 0
-        self._start = 0.0
+        self.directory, self.checkpoint, self.num_images = Path(directory), Path(checkpoint), num_images
         self._written = False
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_start(self, *_: Any) -> None:
         """Start anew."""
         self._shortlist = Shortlist(self.num_images)
-        self._seen, self._masked = 0, 0
-        self._start = time.monotonic()
+        self._seen, self._masked, self._start = 0, 0, time.monotonic()
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Count a batch, and draw its images if they are among the best or the worst so far."""
         assert isinstance(pl_module, Method)
         final = outputs.get("crf", outputs["seg"])
-        num_outputs = pl_module.num_classes + 1
-        ranks = []
+        wanted = {}
         for i in range(len(batch["name"])):
             place = trainer.world_size * self._seen + trainer.global_rank
-            ranks.append(_rank(final[i], batch, i, num_outputs, place))
-            self._seen += 1
-        self._masked += sum(not math.isnan(rank[0]) for rank in ranks)
-        wanted = {i: rank for i, rank in enumerate(ranks) if self._shortlist.wants(rank)}
+            rank = _rank(final[i], batch, i, pl_module.num_classes + 1, place)
+            self._seen, self._masked = self._seen + 1, self._masked + (not math.isnan(rank[0]))
+            if self._shortlist.wants(rank):
+                wanted[i] = rank
         for shot in _draw(pl_module, outputs, batch, wanted) if wanted else ():
             self._shortlist.add(shot)
 
@@ -129,18 +113,21 @@ class Report(Callback):
         """Gather what the processes have and write the files."""
         assert isinstance(pl_module, Method)
         seen, masked = (sum(counts) for counts in zip(*_gather((self._seen, self._masked)), strict=True))
-        matrices = _matrices(pl_module) if masked else {}
+        sources = [source for source in COLUMNS if source in pl_module.scores and masked]
+        matrices = {each: pl_module.scores[each].compute()["confusion"].cpu() for each in sources}
         precision = pl_module.average_precision.compute()["ap"].tolist()
         pictures = self._gather_pictures()
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         evaluation = Evaluation(
             facts=self._facts(trainer, pl_module, seen, masked),
-            class_names=[_printable(name) for name in pl_module.recipe["class_names"]],
+            class_names=[  # folders may be called by what is no UTF-8: it is escaped
+                name.encode("utf-8", "backslashreplace").decode() for name in pl_module.recipe["class_names"]
+            ],
             confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
             average_precision=precision,
             pictures=pictures,
-            history=self._history(),
+            history=read_history(self.checkpoint.absolute().parent, COLUMNS),
         )
         for source, matrix in matrices.items():
             table = confusion_csv(matrix, ["background", *evaluation.class_names])
@@ -148,7 +135,7 @@ class Report(Callback):
         write_whole(self.directory / "report.html", render(evaluation))
         self._written = True
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say where the report is."""
         if self._written:
             Console().print(f"report    {self.directory / 'report.html'}", soft_wrap=True)
@@ -158,16 +145,15 @@ class Report(Callback):
         ranked, unscored = self._shortlist.ranked, self._shortlist.unscored
         ranks = [rank for own in _gather([shot.rank for shot in ranked]) for rank in own]
         best, worst = choose(ranks, self.num_images)
-        chosen = {*best, *worst}
-        shown = [shot for shot in ranked if shot.rank in chosen] if ranks else unscored
-        shots = {shot.rank[2]: shot for own in _gather(shown) for shot in own}
-        if ranks:
-            groups = {"Best images": best, "Worst images": worst}
-            return {title: [shots[rank[2]] for rank in group] for title, group in groups.items() if group}
-        first = [shots[place] for place in sorted(shots, reverse=True)][: 2 * self.num_images]
-        return {"Images": first} if first else {}
+        shown = [shot for shot in ranked if shot.rank in (*best, *worst)] if ranks else unscored
+        shots = {shot.place: shot for own in _gather(shown) for shot in own}
+        first = [] if ranks else sorted(shots)[: 2 * self.num_images]
+        places = {"Best images": [-rank[2] for rank in best], "Worst images": [-rank[2] for rank in worst]}
+        groups = places | {"Images": first}
+        return {title: [shots[place] for place in group] for title, group in groups.items() if group}
 
     def _facts(self, trainer: L.Trainer, module: Method, seen: int, masked: int) -> dict[str, str]:
+        on = torch.cuda.get_device_name(module.device) if module.device.type == "cuda" else module.device.type
         processes = f"{trainer.world_size} process{'es' * (trainer.world_size > 1)}"
         return {
             "checkpoint": str(self.checkpoint),
@@ -176,19 +162,10 @@ class Report(Callback):
             "images": f"{seen}" if masked == seen else f"{seen}, {masked} of them with a mask",
             "classes": f"{len(module.recipe['class_names'])} and background",
             "done": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, in {time.monotonic() - self._start:.0f} s",
-            "on": f"{_device(module.device)}, {processes}, precision {trainer.precision}",
+            "on": f"{on}, {processes}, precision {trainer.precision}",
             "with": f"wsss_afa {wsss_afa.__version__}, torch {torch.__version__}, lightning {L.__version__}, "
             f"Python {platform.python_version()}",
         }
-
-    def _history(self) -> dict[str, list[tuple[int, float]]]:
-        folder = self.checkpoint.absolute().parent
-        return read_history(folder.parent if folder.name == "checkpoints" else folder, COLUMNS)
-
-
-def _printable(name: str) -> str:
-    """The name, in which what is no UTF-8 is escaped: folders may be called so."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:
@@ -200,17 +177,10 @@ def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int)
     return class_iou(confusion).nanmean().item(), accuracy.item(), -place
 
 
-def _matrices(module: Method) -> dict[str, Tensor]:
-    """Confusion matrices of all processes, the protocol's last map last."""
-    sources = [source for source in COLUMNS if source in module.scores]
-    return {source: module.scores[source].compute()["confusion"].cpu() for source in sources}
-
-
 def _draw(module: Method, outputs: dict[str, Tensor], batch: Batch, ranks: dict[int, Rank]) -> Iterator[Shot]:
     """The images of a batch that ``ranks`` names by their place in it."""
-    layers = module.interpret(batch).layers | {
-        COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs
-    }
+    layers = dict(module.interpret(batch).layers)
+    layers |= {COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs}
     if "mask" in batch:
         layers["truth"] = batch["mask"]
     rgb = to_rgb(batch["image"], module.mean, module.std)
@@ -224,16 +194,8 @@ def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], li
     """Foreground labels of an image's mask, else of its tags, and those that were predicted beside them."""
     true = {tag + 1 for tag in batch["class_label"][index].nonzero().flatten().tolist()}
     if "mask" in batch:
-        true = _values(batch["mask"][index]) - {0, IGNORE_INDEX}
-    return sorted(true), sorted(_values(prediction) - true - {0})
-
-
-def _values(label: Tensor) -> set[int]:
-    return set(np.unique(label.cpu().numpy()).tolist())
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        true = {*torch.unique(batch["mask"][index]).tolist()} - {0, IGNORE_INDEX}
+    return sorted(true), sorted({*torch.unique(prediction).tolist()} - true - {0})
 
 
 def _gather(value: T) -> list[T]:

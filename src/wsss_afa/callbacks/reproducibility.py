@@ -20,13 +20,9 @@ from wsss_afa.callbacks.checkpoints import SETTINGS_KEY
 from wsss_afa.files import write_whole
 
 _FREE = (
-    "data.root",
-    "data.cache_dir",
-    "data.num_workers",
-    "backbone.pretrained",
-    "backbone.activation_checkpointing",
-    "optim.max_steps",
-)
+    "data.root", "data.cache_dir", "data.num_workers", "backbone.pretrained",
+    "backbone.activation_checkpointing", "optim.max_steps",
+)  # fmt: skip
 """Settings that a resumed run may change: where files lie, how fast it goes, how long it is."""
 
 
@@ -59,9 +55,7 @@ class StepSeeds(Callback):
     def __init__(self, seed: int):
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         """Seed torch's generators, of all devices; the batch's index counts from the run's beginning."""
         entropy = (self.seed, batch_idx, trainer.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
@@ -98,9 +92,7 @@ class RunRecord(Callback):
         }
         write_whole(self.path, json.dumps(record, indent=2) + "\n")
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """Add the settings."""
         checkpoint[SETTINGS_KEY] = self.settings
 
@@ -132,11 +124,7 @@ class KeepMetrics(Callback):
         self._copy = self.path.with_name("metrics.csv.earlier")
         self._rows = 0
         if self.path.is_file() and not self._copy.is_file():
-            self._put_aside()
-
-    @rank_zero_only
-    def _put_aside(self) -> None:
-        write_whole(self._copy, self.path.read_bytes())
+            rank_zero_only(write_whole)(self._copy, self.path.read_bytes())
 
     def state_dict(self) -> dict[str, Any]:
         """How many rows there are."""
@@ -146,7 +134,7 @@ class KeepMetrics(Callback):
         """How many rows there were."""
         self._rows = state_dict["rows"]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Give the rows back to the logger; those of steps that will be repeated are left out."""
         if not trainer.is_global_zero:
             return

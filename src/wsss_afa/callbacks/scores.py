@@ -39,9 +39,7 @@ class Results(Callback):
     """
 
     def __init__(self, directory: str, monitor: str = "val/miou_seg", checkpoint: str | None = None):
-        self.path = Path(directory) / "metrics.json"
-        self.monitor = monitor
-        self.checkpoint = checkpoint
+        self.path, self.monitor, self.checkpoint = Path(directory) / "metrics.json", monitor, checkpoint
         self.results: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,7 +59,7 @@ class Results(Callback):
             self.results["last"] = record
         write_whole(self.path, json.dumps(self.results, indent=2) + "\n")
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Print the table of the last validation once everything is done."""
         if trainer.is_global_zero and self.results:
             console = Console()
@@ -83,19 +81,15 @@ class Results(Callback):
 
 def _record(trainer: L.Trainer, module: Method) -> dict[str, Any]:
     """Scores in percent."""
-    scores = {
-        name: round(100 * value.item(), 3)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith("val/")
-    }
+    metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    scores = {name: round(100 * value.item(), 3) for name, value in metrics.items()}
     names = ["background", *module.recipe["class_names"]]
-    per_class = {
-        source: {
-            name: None if math.isnan(iou) else round(iou, 3) for name, iou in zip(names, column, strict=True)
-        }
+    rounded = {
+        source: [None if math.isnan(iou) else round(iou, 3) for iou in column]
         for source, column in module.class_table().items()
     }
-    return {**scores, "iou": per_class}
+    iou = {source: dict(zip(names, column, strict=True)) for source, column in rounded.items()}
+    return {**scores, "iou": iou}
 
 
 def print_table(record: dict[str, Any], console: Console) -> None:
@@ -104,8 +98,7 @@ def print_table(record: dict[str, Any], console: Console) -> None:
     if not record["iou"]:
         return
     sources = [source for source in COLUMNS if source in record["iou"]]
-    table = Table(title="IoU (%)", title_justify="left")
-    table.add_column("class")
+    table = Table("class", title="IoU (%)", title_justify="left")
     for source in sources:
         table.add_column(COLUMNS[source], justify="right")
     for name, iou in record["iou"]["seg"].items():

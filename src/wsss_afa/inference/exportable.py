@@ -15,7 +15,6 @@ Class names, palette, normalisation and what has been done to the image travel i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from wsss_afa.methods.base import Method
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.visualize import voc_palette
 
-OPSET = 18
-"""Of the ONNX operators; ONNX Runtime has it since 1.14."""
+OPSET = 18  # ONNX Runtime has it since 1.14
 METADATA_FILE = "wsss_afa.json"
 """Name of the metadata among the extra files of a ``.pt2``; ONNX has an entry for each key instead."""
 PARTS = {"segmentation": ("probability",), "cam": ("cam", "score"), "all": ("probability", "cam", "score")}
@@ -57,22 +55,16 @@ class Exportable(nn.Module):
 
     def __init__(self, method: Method, part: str = "all") -> None:
         super().__init__()
-        backbone, net = method.backbone, method.net
+        backbone, self.outputs = method.backbone, PARTS[part]
         if not backbone.any_size:
-            raise UserError(
-                f"the backbone {type(backbone).__name__} cannot be exported for images of any size: train "
-                "with another, such as backbone=mit"
-            )
-        self.outputs = PARTS[part]
-        missing = [output for output in self.outputs if output not in method.export_heads]
-        if missing:
-            kind = type(method).__name__
-            raise UserError(
-                f"part={part} needs {' and '.join(missing)}, {kind} has none: set part=segmentation"
-            )
+            what = f"the backbone {type(backbone).__name__} cannot be exported for images of any size"
+            raise UserError(f"{what}: train with another, such as backbone=mit")
+        if missing := [output for output in self.outputs if output not in method.export_heads]:
+            what = f"part={part} needs {' and '.join(missing)}, {type(method).__name__} has none"
+            raise UserError(f"{what}: set part=segmentation")
         needed = {"backbone", *(method.export_heads[output] for output in self.outputs)}
-        for head in {name for name, _ in net.named_children()} - needed:
-            delattr(net, head)
+        for head in {name for name, _ in method.net.named_children()} - needed:
+            delattr(method.net, head)
         method.protocol = MultiScaleSegmentation(mean=method.mean, std=method.std)
         self.method = method
         # Two cells or keys a side in every grid: torch.export takes a dimension of 1 for a constant.
@@ -98,13 +90,12 @@ def make_program(model: Exportable) -> ExportedProgram:
 
 
 def describe(model: Exportable) -> dict[str, Any]:
-    """The metadata: plain containers, by name.
+    """The metadata, plain values by name.
 
     ``class_names`` and ``palette`` begin with the background, as the channels of ``probability`` do; channel
     c of ``cam`` and ``score`` is class c + 1.
     """
-    method = model.method
-    class_names = ["background", *method.recipe["class_names"]]
+    method, class_names = model.method, ["background", *model.method.recipe["class_names"]]
     return {
         "library": f"wsss-afa {__version__}",
         "input": "image: uint8 RGB 0…255, (batch, 3, height, width), as decoded; the file normalises it",
@@ -122,14 +113,9 @@ def describe(model: Exportable) -> dict[str, Any]:
 def write_onnx(program: ExportedProgram, metadata: dict[str, Any], path: Path) -> None:
     """Write an ONNX file; each entry of the metadata is one of its ``metadata_props``, as JSON."""
     written = torch.onnx.export(
-        program,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=metadata["outputs"],
-        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-        dynamo=True,
-        verbose=False,
-    )
+        program, opset_version=OPSET, input_names=["image"], output_names=metadata["outputs"],
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},), dynamo=True, verbose=False,
+    )  # fmt: skip
     assert written is not None
     written.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
     written.save(path)
@@ -140,8 +126,5 @@ def write_torch(program: ExportedProgram, metadata: dict[str, Any], path: Path) 
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
-FORMATS: dict[str, tuple[str, Callable[[ExportedProgram, dict[str, Any], Path], None]]] = {
-    "onnx": (".onnx", write_onnx),
-    "torch": (".pt2", write_torch),
-}
+FORMATS = {"onnx": (".onnx", write_onnx), "torch": (".pt2", write_torch)}
 """Ending and writer by format."""

@@ -13,8 +13,7 @@ from wsss_afa.errors import UserError
 
 RESULTS = "predictions.json"
 """Beside the pictures: what was predicted of every image, and how."""
-_PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}
-"""Of the files in a folder that get an answer, if only an error."""
+_PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}  # these get an answer, if only an error
 
 
 def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Path]]:
@@ -50,12 +49,11 @@ def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Pat
 def _expand(source: str) -> list[Path]:
     """The paths that a pattern matches; any other path stands for itself."""
     path = Path(source).expanduser()
-    if not source or (glob.has_magic(source) and not os.path.lexists(path)):
-        matches = sorted(glob.glob(str(path), recursive=True)) if source else []
-        if not matches:
-            raise UserError(f"source={one_line(source)} matches no file: mend the path or the pattern")
+    if source and (os.path.lexists(path) or not glob.has_magic(source)):
+        return [path]
+    if matches := sorted(glob.glob(str(path), recursive=True)) if source else []:
         return [Path(match) for match in matches]
-    return [path]
+    raise UserError(f"source={one_line(source)} matches no file: mend the path or the pattern")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -63,13 +61,10 @@ def _walk(folder: Path) -> Iterator[Path]:
     unlisted: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
         here = Path(parent)
-        folders[:] = sorted(name for name in folders if not _is_skipped(here / name))
+        seen = (name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        folders[:] = sorted(name for name in seen if not (here / name / RESULTS).is_file())
         yield from (here / name for name in sorted(files) if not name.startswith("."))
     yield from map(Path, unlisted)
-
-
-def _is_skipped(folder: Path) -> bool:
-    return folder.name.startswith(".") or folder.name == "__MACOSX" or (folder / RESULTS).is_file()
 
 
 def output_names(images: Sequence[Path]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.methods.base import Method
-from wsss_afa.ops.labels import OwnClasses, best_class, merge_thresholds, own_classes
+from wsss_afa.ops.labels import best_class, merge_thresholds, own_classes
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import Batch
 
@@ -36,14 +36,25 @@ class LabelSource(nn.Module):
 
     def __init__(self, method: Method, source: str, protocol: MultiScaleSegmentation):
         super().__init__()
-        known = (*method.sources, SEGMENTATION)
-        if source not in known:
-            raise UserError(
-                f"source={source}: this checkpoint has none such; set source to {', '.join(known)}"
-            )
-        self.method = method
-        self.source = source
-        self.protocol = protocol
+        if source not in (known := (*method.sources, SEGMENTATION)):
+            what = f"source={source}: this checkpoint has none such"
+            raise UserError(f"{what}; set source to {', '.join(known)}")
+        self.method, self.source, self.protocol = method, source, protocol
+
+    def backgrounds(self, value: float | Sequence[float] | None) -> list[float]:
+        """Background scores: one, or low and high; those of the method's own training where none is given.
+
+        Raises:
+            UserError: They are not in [0, 1], not ascending, or the source has none.
+        """
+        if self.source == SEGMENTATION and value is not None:
+            raise UserError(f"background={value}: source=seg has no background score; leave it out")
+        if value is None:  # the segmentation's one label does not depend on the score
+            return [0.0] if self.source == SEGMENTATION else list(self.method.backgrounds)
+        scores = [float(each) for each in (value if isinstance(value, Sequence) else [value])]
+        if len(scores) not in (1, 2) or not 0 <= scores[0] <= scores[-1] <= 1:
+            raise UserError(f"background={value}: need a number in [0, 1], or [low, high] with low ≤ high")
+        return scores
 
     @torch.no_grad()
     def forward(self, batch: Batch, backgrounds: Sequence[float]) -> list[Tensor]:
@@ -53,28 +64,20 @@ class LabelSource(nn.Module):
             batch: ``image``, ``class_label`` and ``valid_box`` are read.
             backgrounds: scores β of the background, in [0, 1]; of ``seg`` all labels are the same.
         """
-        classes = own_classes(batch["class_label"])
+        image, classes = batch["image"], own_classes(batch["class_label"])
+        filling = ~classes.present[:, :, None, None]  # (B, G, 1, 1)
         if self.source == SEGMENTATION:
-            maps = [self._segmentation(batch["image"], classes)] * len(backgrounds)
+            index = classes.ids[:, :, None, None].expand(-1, -1, *image.shape[-2:])
+            own = self.protocol.probabilities(self.method, image).gather(1, index)  # (B, G, H, W)
+            maps = [own.masked_fill(filling, 0)] * len(backgrounds)
         else:
             maps = self.method.maps(batch, self.source, backgrounds)
         if self.protocol.crf is not None:
-            maps = [self.protocol.refine(batch["image"], _to_probability(each)) for each in maps]
-        filling = ~classes.present[:, :, None, None]
+            sums = [each.sum(1, keepdim=True).clamp(min=1e-8) for each in maps]
+            maps = [self.protocol.refine(image, each / total) for each, total in zip(maps, sums, strict=True)]
         return [best_class(each.masked_fill(filling, -1), classes) for each in maps]
-
-    def _segmentation(self, image: Tensor, classes: OwnClasses) -> Tensor:
-        """Probabilities (B, G, H, W) of background and own classes; 0 for filling."""
-        index = classes.ids[:, :, None, None].expand(-1, -1, *image.shape[-2:])
-        own = self.protocol.probabilities(self.method, image).gather(1, index)
-        return own.masked_fill(~classes.present[:, :, None, None], 0)
 
 
 def merge_labels(labels: Sequence[Tensor]) -> Tensor:
     """The only label, or those (B, H, W) of a low and a high score with 255 where they disagree."""
     return labels[0] if len(labels) == 1 else merge_thresholds(*labels)
-
-
-def _to_probability(maps: Tensor) -> Tensor:
-    """Scale scores (B, G, H, W), at least 0, to a sum of 1 in each pixel."""
-    return maps / maps.sum(1, keepdim=True).clamp(min=1e-8)

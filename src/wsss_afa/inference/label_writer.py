@@ -65,13 +65,9 @@ class LabelWriter(L.LightningModule):
     """
 
     def __init__(
-        self,
-        source: LabelSource,
-        backgrounds: Sequence[float],
-        folder: LabelFolder,
-        coco: bool,
+        self, source: LabelSource, backgrounds: Sequence[float], folder: LabelFolder, coco: bool,
         class_names: Sequence[str],
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.source, self.backgrounds = source, backgrounds
         self.folder, self.coco, self.class_names = folder, coco, class_names

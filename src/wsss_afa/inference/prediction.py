@@ -22,10 +22,7 @@ from wsss_afa.visualize import add_legend, paint_heat, paint_label, save_label, 
 
 BACKGROUND = "background"
 """Name of label 0."""
-_BAND = 512
-"""Rows that are painted at once."""
-_SPECIAL = re.compile(r"[^\w-]")
-"""What class names may hold and file names should not."""
+_BAND = 512  # rows that are painted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,38 +95,32 @@ class Prediction:
             UserError: A file cannot be written.
         """
         folder, name = Path(folder), name or self.name
-        mask, overlay = f"masks/{name}.png", f"overlays/{name}.png"
         record: dict[str, Any] = {"width": self.label.shape[1], "height": self.label.shape[0]}
-        record |= {"mask": mask, "overlay": overlay, "background_area": float(self.areas[0]), "classes": []}
+        record |= {"mask": f"masks/{name}.png", "overlay": f"overlays/{name}.png"}
+        record |= {"background_area": float(self.areas[0]), "classes": list(map(self._describe, self.found))}
         try:
-            save_label(self.label, folder / mask)
-            save_picture(self.overlay(), folder / overlay)
-            for found in self.found:
-                record["classes"].append(self._save_class(folder, name, found, cams))
+            save_label(self.label, folder / record["mask"])
+            save_picture(self.overlay(), folder / record["overlay"])
+            for found in record["classes"] if cams else ():
+                safe = re.sub(r"[^\w-]", "_", found["name"])[:40]
+                found["cam"] = f"cams/{name}/{found['label']}_{safe}.png"
+                save_picture(_paint(paint_heat, self.image, self.cam(found["name"])), folder / found["cam"])
         except OSError as error:
             path = error.filename2 or error.filename or folder
             raise UserError(f"{path} cannot be written ({error.strerror}): mend it or set out") from error
         return record
 
-    def _save_class(self, folder: Path, name: str, found: str, cams: bool) -> dict[str, Any]:
-        index = self.class_names.index(found)
+    def _describe(self, name: str) -> dict[str, Any]:
+        index = self.class_names.index(name)
         score, area = float(self.scores[index]), float(self.areas[index + 1])
-        record: dict[str, Any] = {"name": found, "label": index + 1, "score": score, "area": area}
-        if cams:
-            record["cam"] = f"cams/{name}/{index + 1}_{_SPECIAL.sub('_', found)[:40]}.png"
-            save_picture(_paint(paint_heat, self.image, self.cam(found)), folder / record["cam"])
-        return record
+        return {"name": name, "label": index + 1, "score": score, "area": area}
 
     def _enlarge(self, values: Tensor) -> NDArray[np.float32]:
         return resize_maps(values[None], self.label.shape)[0].cpu().numpy()
 
 
 def class_index(name: str, class_names: Sequence[str]) -> int:
-    """Which foreground class has this name.
-
-    Raises:
-        UserError: None has.
-    """
+    """Which foreground class has this name; a `UserError` if none has."""
     if name in class_names:
         return list(class_names).index(name)
     near = difflib.get_close_matches(str(name), class_names, n=1)
@@ -139,14 +130,10 @@ def class_index(name: str, class_names: Sequence[str]) -> int:
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (n, h, w) to (n, H, W), bilinear."""
-    if maps.shape[1:] == tuple(size):
-        return maps
-    return resize(maps[None], size)[0]
+    return maps if maps.shape[1:] == tuple(size) else resize(maps[None], size)[0]
 
 
-def _paint(
-    paint: Callable[..., NDArray[np.uint8]], image: NDArray[np.uint8], values: NDArray[Any]
-) -> NDArray[np.uint8]:
+def _paint(paint: Callable[..., Any], image: NDArray[np.uint8], values: NDArray[Any]) -> NDArray[np.uint8]:
     """Paint in bands of rows: painting takes some dozen times the memory of its picture."""
     bands = range(0, len(image), _BAND)
     return np.concatenate([paint(image[top : top + _BAND], values[top : top + _BAND]) for top in bands])

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +52,17 @@ class Sizes:
     """A file with more is refused before it is decoded."""
 
     def __post_init__(self) -> None:
-        _require_int("long_side", self.long_side, 1, none=True)
-        _require_int("tile", self.tile, 1, none=True)
-        most = None if self.tile is None else self.tile - 1
-        _require_int("overlap", self.overlap, 0, most)
-        _require_int("max_pixels", self.max_pixels, 1, MAX_PIXELS)
+        _require_pixels("long_side", self.long_side, 1, optional=True)
+        _require_pixels("tile", self.tile, 1, optional=True)
+        _require_pixels("overlap", self.overlap, 0, None if self.tile is None else self.tile - 1)
+        _require_pixels("max_pixels", self.max_pixels, 1, MAX_PIXELS)
+
+
+def _require_pixels(name: str, value: Any, low: int, high: int | None = None, optional: bool = False) -> None:
+    inside = type(value) is int and low <= value and (high is None or value <= high)
+    if not inside and not (optional and value is None):
+        need = f"{low} or more" if high is None else f"{low} to {high}"
+        raise UserError(f"{name}={value}, need {need} pixels{' or null' * optional}: change it")
 
 
 class Predictor:
@@ -73,40 +80,27 @@ class Predictor:
 
     def __init__(
         self,
-        method: Method,
-        device: str = "auto",
-        protocol: MultiScaleSegmentation | None = None,
+        method: Method, device: str = "auto", protocol: MultiScaleSegmentation | None = None,
         sizes: Sizes | None = None,
-    ):
+    ):  # fmt: skip
         self.device = find_device(device)
         self.method = method.to(self.device).eval()
         self.class_names = tuple(method.recipe["class_names"])
         self.protocol = protocol or MultiScaleSegmentation(mean=method.mean, std=method.std)
         self.protocol.to(self.device)
         self.sizes = sizes or Sizes()
-        backbone = method.backbone
-        self.grid = Grid(backbone.reductions[0], max(backbone.reductions))
-        self.min_side = backbone.min_side
+        reductions, self.min_side = method.backbone.reductions, method.backbone.min_side
+        self.grid = Grid(reductions[0], max(reductions))
         if self.sizes.tile is not None and self.sizes.tile < self.min_side:
             raise UserError(f"tile={self.sizes.tile}, need {self.min_side} pixels or more: raise it")
 
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
-        device: str = "auto",
-        protocol: MultiScaleSegmentation | None = None,
-        sizes: Sizes | None = None,
-        trust: Sequence[str] = (),
-    ) -> Predictor:
-        """Rebuild a network from a checkpoint alone.
-
-        Args:
-            path: Of a checkpoint that `wsss_afa.methods.recipe.load` reads.
-            device: See the class.
-            protocol: See the class.
-            sizes: See the class.
-            trust: Parts of your own that the file may name, as ``module.Class``; see `methods.recipe.build`.
+        path: str | Path, device: str = "auto", protocol: MultiScaleSegmentation | None = None,
+        sizes: Sizes | None = None, trust: Sequence[str] = (),
+    ) -> Predictor:  # fmt: skip
+        """Rebuild a network from a checkpoint alone; ``path`` and ``trust`` are as in `methods.recipe.load`.
 
         Raises:
             UserError: The file is no such checkpoint, or see the class.
@@ -127,19 +121,20 @@ class Predictor:
         """
         labels = self.choose(tags)
         name, rgb = self._read(image)
-        place = str(image) if isinstance(image, str | Path) else name
         work = shrink(rgb, self.sizes.long_side)
+        view = shrink(work, self.sizes.tile)
         try:
-            probabilities = self._segment(work, labels)
-            label = _best(probabilities, labels, rgb.shape[:2])
-            view = shrink(work, self.sizes.tile)
-            scores = self._classify(view)
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                probabilities = self._segment(work, labels)
+                label = _best(probabilities, labels, rgb.shape[:2])
+                scores = self.method.classify(self._normalise(view, 1.0))[0].sigmoid().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            raise UserError(f"{place} needs more memory than there is: lower long_side or tile") from error
+            what = f"{_place(image)} needs more memory than there is"
+            raise UserError(f"{what}: lower long_side or tile") from error
         if not (np.isfinite(scores).all() and probabilities.isfinite().all()):
-            raise UserError(f"{place}: the network's results are not finite: use another checkpoint")
+            raise UserError(f"{_place(image)}: the network's results are not finite: use another checkpoint")
         areas = np.bincount(label.ravel(), minlength=1 + len(self.class_names)) / label.size
         order = sorted(labels[1:], key=lambda each: -areas[each])
         found = tuple(self.class_names[each - 1] for each in order if tags is not None or areas[each])
@@ -149,11 +144,7 @@ class Predictor:
         )  # fmt: skip
 
     def choose(self, tags: Sequence[str] | None) -> list[int]:
-        """Labels that an image with these tags may have, background first.
-
-        Raises:
-            UserError: There is no such class, or no tag at all.
-        """
+        """Labels that an image with these tags may have, background first; a `UserError` for unknown ones."""
         if tags is None:
             return list(range(1 + len(self.class_names)))
         if isinstance(tags, str) or not tags:
@@ -168,38 +159,27 @@ class Predictor:
             return path.stem, read_image(path, upright=True, max_pixels=self.sizes.max_pixels)
         rgb = to_rgb(image, upright=True) if isinstance(image, Image.Image) else image
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-            raise UserError(
-                f"the image is {rgb.dtype} of shape {rgb.shape}, need uint8 RGB pixels (H, W, 3): convert it"
-            )
+            what = f"the image is {rgb.dtype} of shape {rgb.shape}"
+            raise UserError(f"{what}, need uint8 RGB pixels (H, W, 3): convert it")
         return "image", rgb
 
-    @torch.inference_mode()
     def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
         """Probabilities (G, H, W)."""
         factor = min(self.protocol.scales)
         if self.protocol.long_side is not None:
             factor *= self.protocol.long_side / max(rgb.shape[:2])
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
-        height, width = rgb.shape[:2]
-        with torch.autocast(self.device.type, enabled=False):
-            probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
-        return probabilities[0, :, :height, :width]
-
-    @torch.inference_mode()
-    def _classify(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Scores (C,)."""
-        with torch.autocast(self.device.type, enabled=False):
-            return self.method.classify(self._normalise(rgb, 1.0))[0].sigmoid().cpu().numpy()
+        probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
+        return probabilities[0, :, : rgb.shape[0], : rgb.shape[1]]
 
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
         """Maps (len(classes), H, W)."""
-        height, width = rgb.shape[:2]
         channels = torch.tensor([classes], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             image = self._normalise(rgb, min(self.method.cam.scales))
             cam = self.method.heat_maps(image, channels)
-        return cam[0, :, :height, :width]
+        return cam[0, :, : rgb.shape[0], : rgb.shape[1]]
 
     def _normalise(self, rgb: NDArray[np.uint8], factor: float) -> Tensor:
         """(1, 3, H, W), lengthened so far that the network takes it when it is resized by ``factor``."""
@@ -207,18 +187,16 @@ class Predictor:
         missing = [(0, max(0, least - side)) for side in rgb.shape[:2]]
         padded = np.pad(rgb, (*missing, (0, 0)), mode="edge")
         image = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)[None].float()
-        mean, std = (
-            image.new_tensor(values)[:, None, None] for values in (self.method.mean, self.method.std)
-        )
+        mean, std = (image.new_tensor(each)[:, None, None] for each in (self.method.mean, self.method.std))
         return (image - mean) / std
 
 
-def find_device(name: str) -> torch.device:
-    """The device of this name, ``auto`` for a GPU if there is one.
+def _place(image: ImageLike) -> str:
+    return str(image) if isinstance(image, str | Path) else "image"
 
-    Raises:
-        UserError: It is not there.
-    """
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, ``auto`` for a GPU if there is one; a `UserError` if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -228,16 +206,6 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu or cuda") from error
 
 
-def _require_int(name: str, value: object, low: int, high: int | None = None, none: bool = False) -> None:
-    if value is None and none:
-        return
-    if type(value) is int and low <= value and (high is None or value <= high):
-        return
-    need = f"{low} or more" if high is None else f"{low} to {high}"
-    raise UserError(f"{name}={value}, need {need} pixels{' or null' * none}: change it")
-
-
-@torch.inference_mode()
 def _best(probabilities: Tensor, labels: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:
     """The most probable label (H, W) at ``size``; enlarged class by class, which needs two maps of memory."""
     best = resize_maps(probabilities[:1], size)[0]

@@ -33,12 +33,9 @@ class ThresholdSweep(L.LightningModule):
     """
 
     def __init__(
-        self,
-        source: LabelSource,
-        thresholds: Sequence[float],
-        chosen: Sequence[float],
+        self, source: LabelSource, thresholds: Sequence[float], chosen: Sequence[float],
         class_names: Sequence[str],
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.source = source
         self.thresholds, self.chosen = list(thresholds), list(chosen)
@@ -56,8 +53,7 @@ class ThresholdSweep(L.LightningModule):
         """Count one image under every threshold; return its name."""
         labels = self.source(batch, [*self.thresholds, *self.chosen])
         labels, chosen = labels[: len(self.thresholds)], merge_labels(labels[len(self.thresholds) :])
-        mask = batch["mask"]
-        ignored = chosen == IGNORE_INDEX
+        mask, ignored = batch["mask"], chosen == IGNORE_INDEX
         pairs = [(label, mask) for label in labels]
         pairs.append((chosen.masked_fill(ignored, 0), mask.masked_fill(ignored, IGNORE_INDEX)))
         for metric, pair in zip(self.scores, pairs, strict=True):
@@ -68,60 +64,31 @@ class ThresholdSweep(L.LightningModule):
     def on_predict_epoch_end(self) -> None:
         """Collect the scores of the whole set, in percent; the metrics sum them over processes themselves."""
         backgrounds: list[Any] = [*self.thresholds, self.chosen]
-        *tried, chosen = [
-            {"background": background, **self._record(metric)}
-            for background, metric in zip(backgrounds, self.scores, strict=True)
-        ]
+        *tried, chosen = map(self._record, backgrounds, self.scores)
         chosen["labelled"] = _percent(self.share.compute()[None])[0]
         best = max(tried, key=lambda record: record["miou"])
         self.results = {"best": best, "chosen": chosen, "thresholds": tried}
 
-    def _record(self, metric: SegmentationMetrics) -> dict[str, Any]:
+    def _record(self, background: Any, metric: SegmentationMetrics) -> dict[str, Any]:
         scores = metric.compute()
-        shown = [(name, iou) for name, iou in zip(self.names, _percent(scores["iou"]), strict=True)]
-        return {
-            "miou": _percent(scores["miou"][None])[0],
-            "iou": {name: iou for name, iou in shown if iou == iou},
-        }
+        shown = zip(self.names, _percent(scores["iou"]), strict=True)
+        iou = {name: iou for name, iou in shown if iou == iou}
+        return {"background": background, "miou": _percent(scores["miou"][None])[0], "iou": iou}
 
 
 def _percent(values: Tensor) -> list[float]:
     return [round(100 * value, 3) for value in values.tolist()]
 
 
-def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any]) -> None:
-    """Write ``sweep.json`` and the curve ``sweep.png``.
-
-    Args:
-        folder: Where they go.
-        results: Of a ``ThresholdSweep``.
-        of: What was scored.
-    """
-    text = json.dumps({**of, **results}, indent=2, ensure_ascii=False)
+def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], console: Console) -> None:
+    """Print the results of a `ThresholdSweep`, and write them and what they are ``of`` as JSON and curve."""
+    text = json.dumps(of | results, indent=2, ensure_ascii=False)
     write_whole(folder / "sweep.json", text + "\n")
     save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
-
-
-def draw_curve(results: dict[str, Any], source: str) -> Figure:
-    """MIoU over the background score; the best is marked."""
-    figure = Figure(figsize=(4.5, 3), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    tried, best = results["thresholds"], results["best"]
-    axes.plot([each["background"] for each in tried], [each["miou"] for each in tried], marker=".")
-    axes.plot(best["background"], best["miou"], "o", color="tab:red")
-    axes.set_xlabel("background score")
-    axes.set_ylabel("mIoU (%)")
-    axes.set_title(f"source={source}: {best['miou']:.1f} % at {best['background']:g}", fontsize=10)
-    axes.grid(alpha=0.3)
-    return figure
-
-
-def print_sweep(results: dict[str, Any], console: Console) -> None:
-    """Print mIoU by threshold, and the scores of the setting that labels would be written with."""
+    table = Table("background", "mIoU", title="mIoU (%) by background score", title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
     best, chosen = results["best"], results["chosen"]
-    table = Table(title="mIoU (%) by background score", title_justify="left")
-    table.add_column("background", justify="right")
-    table.add_column("mIoU", justify="right")
     for record in results["thresholds"]:
         style = "bold" if record is best else None
         table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
@@ -131,5 +98,19 @@ def print_sweep(results: dict[str, Any], console: Console) -> None:
     lines = [
         f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}",
         f"best      background={best['background']:g}: mIoU {best['miou']:.1f}",
+        f"sweep     {folder / 'sweep.json'}",
+        f"curve     {folder / 'sweep.png'}",
     ]
     console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def draw_curve(results: dict[str, Any], source: str) -> Figure:
+    """MIoU over the background score; the best is marked."""
+    figure = Figure(figsize=(4.5, 3), dpi=100, layout="constrained")
+    tried, best = results["thresholds"], results["best"]
+    axes = figure.add_subplot(xlabel="background score", ylabel="mIoU (%)")
+    axes.plot([each["background"] for each in tried], [each["miou"] for each in tried], marker=".")
+    axes.plot(best["background"], best["miou"], "o", color="tab:red")
+    axes.set_title(f"source={source}: {best['miou']:.1f} % at {best['background']:g}", fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure

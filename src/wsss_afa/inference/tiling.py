@@ -21,21 +21,17 @@ from wsss_afa.ops.multi_scale import Segmenter
 class Grid(NamedTuple):
     """How a network lays its logits over an image."""
 
-    reduction: int
-    """Image pixels per logit along a side."""
+    reduction: int  # image pixels per logit along a side
     alignment: int
     """Tiles start at its multiples, in pixels: the network's cells are then those of the whole image."""
 
 
 class Span(NamedTuple):
-    """One tile along one axis."""
+    """One tile along one axis: pixels from ``start`` to before ``stop``, and its logits' weight in [0, 1]."""
 
     start: int
-    """First pixel."""
     stop: int
-    """One past the last pixel."""
     weight: Tensor
-    """Of its logits, in [0, 1]."""
 
 
 def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
@@ -57,38 +53,31 @@ def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
     """
     step = max(1, (tile - overlap) // grid.alignment) * grid.alignment
     last = max(0, length - tile) // grid.alignment * grid.alignment
-    starts = [*range(0, last, step), last]
-    stops = [start + tile for start in starts[:-1]] + [length]
     shared = (tile - step) // grid.reduction
     total = torch.zeros(math.ceil(length / grid.reduction))
     spans = []
-    for start, stop in zip(starts, stops, strict=True):
+    for start in (*range(0, last, step), last):
+        stop = length if start == last else start + tile
         weight = _weight(math.ceil((stop - start) / grid.reduction), shared, start > 0, stop < length)
-        _part(total, start, weight, grid).add_(weight)
         spans.append(Span(start, stop, weight))
-    return [span._replace(weight=span.weight / _part(total, span.start, span.weight, grid)) for span in spans]
+        _part(total, spans[-1], grid).add_(weight)
+    return [span._replace(weight=span.weight / _part(total, span, grid)) for span in spans]
 
 
 def segment_in_tiles(
     segment: Callable[[Tensor], Tensor], image: Tensor, tile: int, overlap: int, grid: Grid
 ) -> Tensor:
-    """Logits (B, K, h, w), float32, of an image (B, 3, H, W), made tile by tile.
+    """Logits (B, K, h, w), float32, of a normalised image (B, 3, H, W), made tile by tile.
 
-    They are those of the whole image for a network that sees no farther than a quarter of the overlap.
-
-    Args:
-        segment: Normalised image to logits, one for ``grid.reduction`` pixels a side.
-        image: Normalised.
-        tile: Side of a tile in pixels, a multiple of ``grid.alignment``.
-        overlap: Least overlap of neighbours in pixels.
-        grid: Of the network.
+    They are those of the whole image for a network that sees no farther than a quarter of the overlap. Tile
+    and overlap are those of `lay_spans`.
     """
     rows, columns = (lay_spans(length, tile, overlap, grid) for length in image.shape[-2:])
+    sides = [math.ceil(length / grid.reduction) for length in image.shape[-2:]]
     canvas = None
     for row, column in product(rows, columns):
         logits = segment(image[:, :, row.start : row.stop, column.start : column.stop]).float()
         if canvas is None:
-            sides = [math.ceil(length / grid.reduction) for length in image.shape[-2:]]
             canvas = logits.new_zeros(*logits.shape[:2], *sides)
         weight = (row.weight[:, None] * column.weight).to(canvas.device)
         top, left = row.start // grid.reduction, column.start // grid.reduction
@@ -111,12 +100,8 @@ class TiledNet:
 
     def __init__(
         self,
-        net: Segmenter,
-        grid: Grid,
-        tile: int | None,
-        overlap: int,
-        channels: Sequence[int] | None = None,
-    ):
+        net: Segmenter, grid: Grid, tile: int | None, overlap: int, channels: Sequence[int] | None = None,
+    ):  # fmt: skip
         assert tile is None or 0 <= overlap < tile
         self.net, self.grid, self.overlap = net, grid, overlap
         self.tile = None if tile is None else math.ceil(tile / grid.alignment) * grid.alignment
@@ -145,7 +130,7 @@ def _weight(length: int, shared: int, at_start: bool, at_end: bool) -> Tensor:
     return weight
 
 
-def _part(total: Tensor, start: int, weight: Tensor, grid: Grid) -> Tensor:
+def _part(total: Tensor, span: Span, grid: Grid) -> Tensor:
     """The positions of a tile's weights among those of the axis."""
-    first = start // grid.reduction
-    return total[first : first + len(weight)]
+    first = span.start // grid.reduction
+    return total[first : first + len(span.weight)]

@@ -16,22 +16,21 @@ from PIL import Image
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.visualize import Scene, paint_scene
 
-_SIDE = 320
-"""Longest side of a heat map on a dashboard, in pixels."""
+_SIDE = 320  # longest side of a heat map on a dashboard, in pixels
 
 
 class Screen:
-    """A logger that shows more than numbers. What a kind cannot show it leaves out, here everything."""
+    """A logger that shows more than numbers. What a kind cannot show it leaves out, here everything.
+
+    Args:
+        logger: of the run; what shows nothing needs none.
+    """
+
+    def __init__(self, logger: Any = None):
+        self.logger = logger
 
     def scenes(self, section: str, scenes: Sequence[Scene], classes: Sequence[str], step: int) -> None:
-        """Show images one by one with their layers.
-
-        Args:
-            section: of the dashboard.
-            scenes: what is shown.
-            classes: K names, background first.
-            step: of training.
-        """
+        """Show images one by one with their layers; ``classes`` are K names, background first."""
 
     def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Show one picture (H, W, 3)."""
@@ -47,14 +46,7 @@ class Screen:
 
 
 class WandbScreen(Screen):
-    """Weights & Biases: layers are switched on and off in the browser.
-
-    Args:
-        logger: of the run.
-    """
-
-    def __init__(self, logger: WandbLogger):
-        self.logger = logger
+    """Weights & Biases: layers are switched on and off in the browser."""
 
     def scenes(self, section: str, scenes: Sequence[Scene], classes: Sequence[str], step: int) -> None:
         """Labels are masks over the image with the names of their classes; heat maps are images."""
@@ -63,47 +55,45 @@ class WandbScreen(Screen):
         names = {**dict(enumerate(classes)), IGNORE_INDEX: "ignored"}
         shown: dict[str, list[Any]] = {}
         for scene in scenes:
+            labels = {title: layer for title, layer in scene.layers.items() if layer.dtype.kind != "f"}
             masks = {
                 title: {"mask_data": layer.astype(np.uint8), "class_labels": names}
-                for title, layer in scene.layers.items()
-                if not _is_heat(layer)
+                for title, layer in labels.items()
             }
             if masks:
                 image = wandb.Image(scene.image, caption=scene.caption, masks=masks, file_type="jpg")
                 shown.setdefault(f"{section}/labels", []).append(image)
             for panel in paint_scene(scene):
                 if panel.title in scene.layers and panel.title not in masks:
-                    heat = wandb.Image(_shrink(panel.pixels), caption=scene.caption, file_type="jpg")
-                    shown.setdefault(f"{section}/{panel.title}", []).append(heat)
-        self._log(shown, step)
+                    heat = Image.fromarray(panel.pixels)
+                    heat.thumbnail((_SIDE, _SIDE))
+                    each = wandb.Image(heat, caption=scene.caption, file_type="jpg")
+                    shown.setdefault(f"{section}/{panel.title}", []).append(each)
+        self.logger.log_metrics(shown, step)
 
     def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Show one picture (H, W, 3)."""
         import wandb
 
-        self._log({name: wandb.Image(pixels)}, step)
+        self.logger.log_metrics({name: wandb.Image(pixels)}, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """Show a table that can be sorted, and compared between runs and steps."""
         import wandb
 
-        self._log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self.logger.log_metrics({name: table}, step)
 
     def confusion(self, name: str, counts: NDArray[np.int64], classes: Sequence[str], step: int) -> None:
         """Show W&B's own confusion matrix; pairs that never occur are left out."""
         import wandb
 
-        pairs = [
-            [classes[row], classes[column], int(counts[row, column])] for row, column in np.argwhere(counts)
-        ]
         columns = ["Actual", "Predicted", "nPredictions"]
-        chart = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table(columns=columns, data=pairs),
-            {column: column for column in columns},
-            {"title": "pixels of each true and predicted class"},
-        )
-        self._log({name: chart}, step)
+        pairs = [[classes[i], classes[j], int(counts[i, j])] for i, j in np.argwhere(counts)]
+        table, fields = wandb.Table(columns=columns, data=pairs), {column: column for column in columns}
+        title = {"title": "pixels of each true and predicted class"}
+        chart = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, title)
+        self.logger.log_metrics({name: chart}, step)
 
     def checkpoint(self, path: Path, aliases: Sequence[str], facts: dict[str, Any]) -> None:
         """Keep a file as an artifact of the run; it is read where it lies, when it is uploaded."""
@@ -114,19 +104,9 @@ class WandbScreen(Screen):
         artifact.add_file(str(path), policy="immutable")
         run.log_artifact(artifact, aliases=list(aliases))
 
-    def _log(self, media: dict[str, Any], step: int) -> None:
-        self.logger.log_metrics(media, step)
-
 
 class TensorBoardScreen(Screen):
-    """TensorBoard: whole pictures, and tables as text.
-
-    Args:
-        logger: of the run.
-    """
-
-    def __init__(self, logger: TensorBoardLogger):
-        self.logger = logger
+    """TensorBoard: whole pictures, and tables as text."""
 
     def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Show one picture (H, W, 3)."""
@@ -139,44 +119,27 @@ class TensorBoardScreen(Screen):
         self.logger.experiment.add_text(name, text, step)
 
 
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
 def screens(trainer: L.Trainer) -> list[Screen]:
     """Of the first process's loggers that show more than numbers."""
-    kinds = {WandbLogger: WandbScreen, TensorBoardLogger: TensorBoardScreen}
+    kinds = ((WandbLogger, WandbScreen), (TensorBoardLogger, TensorBoardScreen))
     loggers = trainer.loggers if trainer.is_global_zero else []
-    return [
-        screen(logger) for logger in loggers for kind, screen in kinds.items() if isinstance(logger, kind)
-    ]
+    return [screen(logger) for logger in loggers for kind, screen in kinds if isinstance(logger, kind)]
 
 
 def tell(trainer: L.Trainer, show: Callable[[Screen], None]) -> None:
-    """Show something on every dashboard; a failure is a warning.
-
-    Args:
-        trainer: has the loggers.
-        show: is called with each screen.
-    """
+    """Call ``show`` with the screen of every dashboard; a failure is a warning."""
     for screen in screens(trainer):
         try:
             show(screen)
         except Exception as error:
-            name = type(screen).__name__
-            rank_zero_warn(f"{name} shows less, training goes on: {type(error).__name__}: {error}")
+            what = f"{type(screen).__name__} shows less, training goes on"
+            rank_zero_warn(f"{what}: {type(error).__name__}: {error}")
 
 
 def step_of(trainer: L.Trainer) -> int:
     """The step that Lightning logs a validation under: that of the last update, from 0."""
     return max(0, trainer.global_step - 1)
-
-
-def _is_heat(layer: NDArray[Any]) -> bool:
-    return np.issubdtype(layer.dtype, np.floating)
-
-
-def _shrink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    image = Image.fromarray(pixels)
-    image.thumbnail((_SIDE, _SIDE))
-    return np.asarray(image)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -39,18 +39,10 @@ class RunFolderWandbLogger(WandbLogger):
     """
 
     def __init__(
-        self,
-        save_dir: str,
-        project: str = "wsss_afa",
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        id: str | None = None,
-        tags: list[str] | None = None,
-        offline: bool = False,
-        patience: float = 30.0,
-        sweep_dir: str | None = None,
-    ):
+        self, save_dir: str, project: str = "wsss_afa", entity: str | None = None, name: str | None = None,
+        group: str | None = None, id: str | None = None, tags: list[str] | None = None, offline: bool = False,
+        patience: float = 30.0, sweep_dir: str | None = None,
+    ):  # fmt: skip
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B, offline, waits 20 s to report it
         import wandb
 
@@ -90,11 +82,10 @@ class RunFolderWandbLogger(WandbLogger):
     def _begin(self) -> None:
         from wandb.errors import Error
 
-        if self._without is None:
-            try:
-                run = super().experiment
-            except (Error, OSError, ValueError) as error:  # no answer, a key that is refused, or is none
-                self._without = f"{type(error).__name__}: {error}".splitlines()[0]
+        try:
+            run: Any = super().experiment if self._without is None else None
+        except (Error, OSError, ValueError) as error:  # no answer, a key that is refused, or is none
+            self._without = f"{type(error).__name__}: {error}".splitlines()[0]
         if self._without is not None:
             self._wandb_init["mode"] = "offline"
             run = super().experiment
@@ -116,13 +107,12 @@ def _earlier_id(folder: Path) -> str | None:
 
 def _missing_key() -> str | None:
     """Why W&B would have to ask who we are; None where it need not."""
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return None  # it goes nowhere
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    environ = os.environ
+    goes_nowhere = environ.get("WANDB_MODE", "online") != "online"
+    if goes_nowhere or environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return None
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", _HOST)).netloc
+    host = urlsplit(environ.get("WANDB_BASE_URL", _HOST)).netloc
     try:
-        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+        return None if netrc.netrc(environ.get("NETRC")).authenticators(host) else "no API key"
     except (OSError, netrc.NetrcParseError):
-        known = None
-    return None if known else "no API key"
+        return "no API key"

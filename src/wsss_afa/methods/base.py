@@ -7,7 +7,7 @@ never by the method's class. ``docs/adding_a_method.md`` writes a method step by
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import lightning as L
@@ -23,26 +23,22 @@ from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import IGNORE_INDEX, Activation, Backbone, Batch, Evaluation, Interpretation, Phase
 
-RECIPE_KEY = "wsss_afa"
-"""Where in a checkpoint its recipe lies."""
+RECIPE_KEY = "wsss_afa"  # where in a checkpoint its recipe lies
 
 
 class Network(Protocol):
-    """What the base asks of a method's network; all parameters that are trained live in it."""
+    """What the base asks of a method's network, which holds all that is trained."""
 
     backbone: Backbone
 
     def classify(self, image: Tensor) -> Tensor:
-        """Class logits (B, C) of a normalised image (B, 3, H, W)."""
-        ...
+        """Class logits (B, C)."""
 
     def segment(self, image: Tensor) -> Tensor:
-        """Segmentation logits (B, K, h, w), on any grid, of a normalised image (B, 3, H, W)."""
-        ...
+        """Segmentation logits (B, K, h, w), on any grid."""
 
     def activate(self, image: Tensor) -> Activation:
-        """Raw class activation maps (B, C, h, w) of a normalised image (B, 3, H, W), without gradient."""
-        ...
+        """Raw class activation maps (B, C, h, w), without gradient."""
 
 
 class Method(L.LightningModule):
@@ -50,10 +46,10 @@ class Method(L.LightningModule):
 
     A method implements `losses`, and sets ``cam`` if its network has activation maps. What else it can do it
     says by overriding `scored` with `evaluate`, `sources` with `maps`, `interpret`, and `export_heads` with
-    `trace`.
+    `trace`. Every image is a normalised one, (B, 3, H, W).
 
     Args:
-        net: the network, with ``backbone``, ``classify``, ``segment`` and ``activate`` (`Network`).
+        net: see `Network`.
         num_classes: C, foreground classes.
         phases: first step of each phase by name, counted from 0; the first phase begins at 0.
         weights: factor of each loss by the name that `losses` gives it.
@@ -84,19 +80,13 @@ class Method(L.LightningModule):
     """Outputs that an exported file can have, and the part of ``net`` that each needs beside the backbone."""
 
     def __init__(
-        self,
-        net: nn.Module,
-        num_classes: int,
-        phases: Mapping[str, int],
-        weights: Mapping[str, float],
+        self, net: nn.Module, num_classes: int, phases: Mapping[str, int], weights: Mapping[str, float]
     ):
         super().__init__()
-        self.net = net
-        self.num_classes = num_classes
+        self.net, self.num_classes, self.weights = net, num_classes, dict(weights)
         self.phases = tuple(Phase(*each) for each in sorted(phases.items(), key=lambda item: item[1]))
         if not self.phases or self.phases[0].first != 0:
             raise UserError(f"method.phases={dict(phases)}: one phase has to begin at step 0: set it to 0")
-        self.weights = dict(weights)
         self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
         self.protocol = MultiScaleSegmentation(mean=self.mean, std=self.std)
         self.average_precision = TagAveragePrecision()
@@ -108,17 +98,15 @@ class Method(L.LightningModule):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Unweighted terms of a training step, scalars by name; a phase leaves out what it does not train.
 
-        Args:
-            batch: of training.
-            step: optimiser steps done so far.
+        ``step`` is the number of optimiser steps done so far.
         """
 
     def classify(self, image: Tensor) -> Tensor:
-        """Class logits (B, C) of a normalised image (B, 3, H, W)."""
+        """Class logits (B, C)."""
         return cast(Network, self.net).classify(image)
 
     def segment(self, image: Tensor) -> Tensor:
-        """Segmentation logits (B, K, h, w), on any grid, of a normalised image (B, 3, H, W)."""
+        """Segmentation logits (B, K, h, w), on any grid."""
         return cast(Network, self.net).segment(image)
 
     def evaluate(self, batch: Batch) -> Evaluation:
@@ -129,12 +117,7 @@ class Method(L.LightningModule):
         """Scores that labels are made of: for each background score (B, G, H, W), at least 0.
 
         Channels are background and the image's own classes, as `ops.labels.own_classes` has them; filling
-        is 0.
-
-        Args:
-            batch: ``image``, ``class_label`` and ``valid_box`` are read.
-            source: one of `sources`.
-            backgrounds: scores of the background, in [0, 1].
+        is 0. Of the batch ``image``, ``class_label`` and ``valid_box`` are read; source is one of `sources`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no source {source}")
 
@@ -143,22 +126,12 @@ class Method(L.LightningModule):
         return Interpretation({})
 
     def heat_maps(self, image: Tensor, channels: Tensor | None = None) -> Tensor:
-        """Activation maps (B, G, H, W) in [0, 1] of a normalised image (B, 3, H, W).
-
-        Args:
-            image: normalised.
-            channels: (B, G) int64 in [0, C), the classes that are wanted; None is all of them.
-        """
+        """Activation maps (B, G, H, W) in [0, 1] of classes ``channels`` (B, G) in [0, C); None is all."""
         activation: Activation = self.cam(cast(Network, self.net), image, channels=channels)
         return activation.cam
 
     def trace(self, image: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
-        """What an exported file computes: the outputs by name, of a normalised image (B, 3, H, W).
-
-        Args:
-            image: normalised.
-            outputs: keys of `export_heads`.
-        """
+        """What an exported file computes: the outputs, keys of `export_heads`, by name."""
         return {"probability": self.protocol.probabilities(self, image)}
 
     def parameter_kinds(self) -> dict[str, Sequence[nn.Parameter]]:
@@ -180,15 +153,17 @@ class Method(L.LightningModule):
         """The weighted sum of the losses of this step."""
         terms = self.losses(batch, self.global_step)
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        self._log_terms(terms, total)
+        groups = self.trainer.optimizers[0].param_groups
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log("lr", groups[0]["lr"], prog_bar=True, logger=False)
+        if self.is_logged():
+            self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
         return total + self._idle()
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score segmentation and every other label; return the labels (B, H, W) by source.
-
-        Without a mask the classification alone is scored, and the segmentation's labels alone returned.
-        """
+        """Score labels (B, H, W), the segmentation's alone without masks, and return them by source."""
         found = self.evaluate(batch)
         probabilities = self.protocol.probabilities(self, batch["image"], found.seg_logits)
         labels = {"seg": probabilities.max(1).indices}
@@ -228,10 +203,7 @@ class Method(L.LightningModule):
         self.log("val/map_cls", self.average_precision.compute()["map"])
 
     def class_table(self) -> dict[str, list[float]]:
-        """Per-class IoU in percent by source, background first; NaN where the truth has no pixel.
-
-        Empty where no image had a mask.
-        """
+        """IoU (%) of each class by source, background first, NaN without a true pixel; {} without masks."""
         scores = self.scores if self._has_truth() else {}
         return {name: (100 * metric.compute()["iou"]).tolist() for name, metric in scores.items()}
 
@@ -266,16 +238,7 @@ class Method(L.LightningModule):
         processes that average gradients need one for every parameter.
         """
         kinds = self.parameter_kinds()
-        heads = (*kinds["decoder"], *kinds["head"])
-        return 0.0 * torch.stack([parameter.sum() for parameter in heads]).sum()
-
-    def _log_terms(self, terms: Mapping[str, Tensor], total: Tensor) -> None:
-        self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
-        groups = self.trainer.optimizers[0].param_groups
-        self.log("lr", groups[0]["lr"], prog_bar=True, logger=False)
-        if self.is_logged():
-            self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
+        return 0.0 * torch.stack([each.sum() for each in (*kinds["decoder"], *kinds["head"])]).sum()
 
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:
@@ -285,20 +248,13 @@ def is_logged(trainer: L.Trainer, step: int) -> bool:
 
 
 def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
-    """Sort the trained parameters: encoder, norm (the encoder's), head (all else), decoder.
-
-    Args:
-        net: has a ``backbone``, and may have a ``decoder``.
-    """
+    """Sort the trained parameters: encoder, norm (both of ``backbone``), head (all else), ``decoder``."""
     kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
-    for name, parameter in _trained(net):
+    for name, parameter in net.named_parameters():
         part = name.partition(".")[0]
+        kind = "decoder" if part == "decoder" else "head"
         if part == "backbone":
-            kinds["norm" if "norm" in name else "encoder"].append(parameter)
-        else:
-            kinds["decoder" if part == "decoder" else "head"].append(parameter)
+            kind = "norm" if "norm" in name else "encoder"
+        if parameter.requires_grad:
+            kinds[kind].append(parameter)
     return {kind: tuple(parameters) for kind, parameters in kinds.items()}
-
-
-def _trained(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, each) for name, each in net.named_parameters() if each.requires_grad)

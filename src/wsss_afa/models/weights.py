@@ -49,7 +49,6 @@ _VIT_HEAD = re.compile(r"^(head|head_dist|pre_logits|attn_pool)\.")
 _VIT_FOREIGN = {"mask_token", "visual.class_embedding"}
 """Keys by which files of DINOv2's and CLIP's authors are known."""
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SOURCES = "a file (.pth, .bin, .safetensors), a URL, or a hub id such as nvidia/mit-b1"
 _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
@@ -58,14 +57,9 @@ _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
 def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give a Mix Transformer's published weights our names, whichever of the three sets they have now.
 
-    The layout is recognised by the keys. The classification head goes; a key that no rule knows stays as it
-    is, so that `check_fit` can name it.
-
-    Args:
-        state: NVIDIA's, Hugging Face's (with or without the prefix `segformer.encoder.`) or our own names.
-
-    Returns:
-        Parameters of `MixTransformer`, by name. Separate keys and values have become one `kv`.
+    The layout is recognised by the keys: NVIDIA's, Hugging Face's (with or without the prefix
+    `segformer.encoder.`) or our own. Separate keys and values become one `kv`. The classification head goes;
+    a key that no rule knows stays as it is, so that `check_fit` can name it.
 
     Raises:
         UserError: the keys are those of no Mix Transformer.
@@ -85,14 +79,7 @@ def rename_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Let weights through that fill the model exactly, and say in one line why others do not.
-
-    Args:
-        state: weights under the model's own names.
-        model: what they are meant for.
-
-    Returns:
-        The same weights.
+    """Return the weights if they fill the model exactly under its own names; else say in one line why not.
 
     Raises:
         UserError: a weight is missing, unexpected, or of another shape.
@@ -100,17 +87,14 @@ def check_fit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     own = model.state_dict()
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    problems = [f"{len(missing)} missing ({some_keys(missing)})"] if missing else []
-    problems += [f"{len(unexpected)} unexpected ({some_keys(unexpected)})"] if unexpected else []
-    if reshaped:
-        key = min(reshaped)
+    sets = (("missing", missing), ("unexpected", unexpected))
+    problems = [f"{len(keys)} {what} ({some_keys(keys)})" for what, keys in sets if keys]
+    for key in sorted(reshaped)[:1]:
         shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
         problems.append(f"{len(reshaped)} of another shape ({shapes})")
     if problems:
-        raise UserError(
-            f"the weights are not this variant's: {', '.join(problems)}; choose the variant that the weights "
-            "belong to, or other weights"
-        )
+        what = f"the weights are not this variant's: {', '.join(problems)}"
+        raise UserError(f"{what}; choose the variant that the weights belong to, or other weights")
     return dict(state)
 
 
@@ -125,9 +109,6 @@ def fit_vit(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     Args:
         state: timm's names, or those in the files of DINOv2's or CLIP's authors.
         model: timm's `VisionTransformer`.
-
-    Returns:
-        Weights that fill the model, ready for `model.load_state_dict`.
 
     Raises:
         UserError: a weight is missing, unexpected, or of another shape.
@@ -149,15 +130,24 @@ def read_weights(source: str) -> dict[str, Tensor]:
         source: path to a .pth, .bin or .safetensors file; http(s) or file URL; or hub id `owner/name`, with
             `@revision` if wanted.
 
-    Returns:
-        Tensors by name, on the CPU.
-
     Raises:
         UserError: there is no such file, it cannot be fetched, or it is no checkpoint.
     """
     path = _locate(source)
-    own = path == Path(source).expanduser()
-    return _read_file(path, source if own else f"{source} (kept as {path})")
+    name = source if path == Path(source).expanduser() else f"{source} (kept as {path})"
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
+        raise UserError(
+            f"{name}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
+            "torch.save or safetensors wrote: delete the file and fetch it again, or set pretrained=null"
+        ) from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"{name}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by "
+            "name, alone or under 'state_dict' or 'model': save model.state_dict()"
+        )
+    return dict(state)
 
 
 def weights_sha256(source: str) -> str:
@@ -167,41 +157,23 @@ def weights_sha256(source: str) -> str:
 
 
 def _locate(source: str) -> Path:
-    path = Path(source).expanduser()
+    path, null = Path(source).expanduser(), "or null (random weights)"
     if "://" in source:
         return _download(source)
     if path.is_file():
         return path
     if _HUB_ID.fullmatch(source) and path.suffix not in _FILE_TYPES:
         return _from_hub(source)
-    raise UserError(
-        f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, or null (random weights)"
-    )
-
-
-def _read_file(path: Path, source: str) -> dict[str, Tensor]:
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own
-        raise UserError(
-            f"{source}: cannot be read as tensors alone ({_first_line(error)}); need a state dictionary that "
-            "torch.save or safetensors wrote: delete the file and fetch it again, or set pretrained=null"
-        ) from error
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{source}: holds no state dictionary (entries such as {some_keys(state)}); need tensors by "
-            "name, alone or under 'state_dict' or 'model': save model.state_dict()"
-        )
-    return dict(state)
+    raise UserError(f"{source}: no such file; need {_SOURCES}: set pretrained to one of them, {null}")
 
 
 def _from_hub(source: str) -> Path:
     repository, _, revision = source.partition("@")
     try:
         try:
-            return Path(hf_hub_download(repository, _HUB_FILES[0], revision=revision or None))
+            return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
         except EntryNotFoundError:
-            return Path(hf_hub_download(repository, _HUB_FILES[1], revision=revision or None))
+            return Path(hf_hub_download(repository, "pytorch_model.bin", revision=revision or None))
     except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
         raise UserError(
             f"{source}: no such file, and no weights from the hub ({_first_line(error)}); need {_SOURCES}: "
@@ -241,10 +213,9 @@ def count_from_zero(key: str, list_name: str) -> str:
 def _join_keys_and_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Stack each block's key and value projection, (C, C) each, into one `kv`, (2C, C): keys first."""
     for key in [name for name in state if ".attn.key." in name]:
-        value = key.replace(".attn.key.", ".attn.value.")
+        value, joined = (key.replace(".attn.key.", f".attn.{part}.") for part in ("value", "kv"))
         if value in state:
-            joined = torch.cat([state.pop(key), state.pop(value)])
-            state[key.replace(".attn.key.", ".attn.kv.")] = joined
+            state[joined] = torch.cat([state.pop(key), state.pop(value)])
     return state
 
 

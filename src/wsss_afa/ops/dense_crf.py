@@ -27,8 +27,7 @@ from wsss_afa.ops.permutohedral import PermutohedralLattice, lattice
 FLOOR = 1e-5
 """Least probability; smaller ones are raised to it, or no neighbour could ever overrule a 0."""
 
-_ALIGNMENT = 8
-"""Fused attention takes queries, keys and values of one width, on GPUs a multiple of this."""
+_ALIGNMENT = 8  # fused attention takes queries, keys and values of one width, on GPUs a multiple of this
 
 
 class ExactKernel(NamedTuple):
@@ -38,14 +37,10 @@ class ExactKernel(NamedTuple):
     k_j = (f_j, 1, −|f_j|²/2), q_i·k_j is the kernel's logarithm. Made by `exact_kernel`.
     """
 
-    query: Tensor
-    """(N, d + 2)."""
-    key: Tensor
-    """(N, d + 2)."""
-    before: Tensor
-    """(N, 1) factor of the values."""
-    after: Tensor
-    """(N, 1) factor of the result."""
+    query: Tensor  # (N, d + 2)
+    key: Tensor  # (N, d + 2)
+    before: Tensor  # (N, 1) factor of the values
+    after: Tensor  # (N, 1) factor of the result
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return ``values`` (N, K) filtered."""
@@ -103,14 +98,10 @@ class DenseCRF(nn.Module):
 
     def __init__(
         self,
-        num_iter: int = 10,
-        gaussian_sxy: float = 3.0,
-        gaussian_compat: float = 3.0,
-        bilateral_sxy: float = 64.0,
-        bilateral_srgb: float = 5.0,
-        bilateral_compat: float = 4.0,
+        num_iter: int = 10, gaussian_sxy: float = 3.0, gaussian_compat: float = 3.0,
+        bilateral_sxy: float = 64.0, bilateral_srgb: float = 5.0, bilateral_compat: float = 4.0,
         kernel: str = "lattice",
-    ):
+    ):  # fmt: skip
         super().__init__()
         if kernel not in _KERNELS:
             raise UserError(f"kernel={kernel}: need one of {', '.join(_KERNELS)}")
@@ -120,13 +111,10 @@ class DenseCRF(nn.Module):
         if min(num_iter, gaussian_compat, bilateral_compat) < 0:
             weights = f"gaussian_compat={gaussian_compat}, bilateral_compat={bilateral_compat}"
             raise UserError(f"num_iter={num_iter}, {weights}: need numbers of at least 0")
-        self.num_iter = num_iter
-        self.gaussian_sxy = gaussian_sxy
-        self.gaussian_compat = gaussian_compat
-        self.bilateral_sxy = bilateral_sxy
-        self.bilateral_srgb = bilateral_srgb
+        self.num_iter, self.kernel = num_iter, kernel
+        self.gaussian_sxy, self.gaussian_compat = gaussian_sxy, gaussian_compat
+        self.bilateral_sxy, self.bilateral_srgb = bilateral_sxy, bilateral_srgb
         self.bilateral_compat = bilateral_compat
-        self.kernel = kernel
 
     def extra_repr(self) -> str:
         """All settings on one line."""

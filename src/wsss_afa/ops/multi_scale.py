@@ -43,27 +43,20 @@ class MultiScaleSegmentation(nn.Module):
 
     def __init__(
         self,
-        name: str = "plain",
-        scales: Sequence[float] = (1.0,),
-        mirror: bool = False,
-        fusion: str = "max",
-        long_side: int | None = None,
-        crf: DenseCRF | None = None,
-        mean: Sequence[float] = MEAN,
+        name: str = "plain", scales: Sequence[float] = (1.0,), mirror: bool = False, fusion: str = "max",
+        long_side: int | None = None, crf: DenseCRF | None = None, mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if not scales or min(scales) <= 0:
-            raise UserError(
-                f"protocol.scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5]"
-            )
+            given = f"protocol.scales={list(scales)}"
+            raise UserError(f"{given}: need one or more positive factors, such as [1.0, 0.5]")
         if fusion not in ("max", "sum", "mean"):
             raise UserError(f"protocol.fusion={fusion} is not known; need max, sum or mean")
         if long_side is not None and long_side < 1:
             raise UserError(f"protocol.long_side={long_side}: need pixels, or null for the image's own size")
         self.name, self.scales, self.mirror, self.fusion = name, tuple(scales), mirror, fusion
-        self.long_side = long_side
-        self.crf = crf
+        self.long_side, self.crf = long_side, crf
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, net: Segmenter, image: Tensor) -> Tensor:
@@ -81,8 +74,9 @@ class MultiScaleSegmentation(nn.Module):
             known: logits of ``image`` itself where a pass has made them already.
         """
         size = image.shape[-2:]
+        base = 1.0 if self.long_side is None else self.long_side / max(size)
         merged = None
-        for factor in self._factors(size):
+        for factor in (base * scale for scale in self.scales):
             scaled = image if factor == 1 else resize(image, [int(factor * side) for side in size])
             passed = known if known is not None and factor == 1 else net.segment(scaled)
             logits = resize(passed.float(), size)
@@ -113,8 +107,3 @@ class MultiScaleSegmentation(nn.Module):
         parts += ["mirror"] * self.mirror + [f"{self.fusion} over scales"] * (len(self.scales) > 1)
         parts += [f"CRF {self.crf.extra_repr()}"] if self.crf is not None else ["no CRF"]
         return f"{self.name} ({'; '.join(parts)})"
-
-    def _factors(self, size: Sequence[int]) -> list[float]:
-        """Of the image's sides, the long side's rule included."""
-        base = 1.0 if self.long_side is None else self.long_side / max(size)
-        return [base * scale for scale in self.scales]

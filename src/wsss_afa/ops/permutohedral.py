@@ -26,41 +26,35 @@ from torch import Tensor
 
 from wsss_afa.errors import UserError
 
-_MARGIN = 2
-"""A vertex is up to 1 away from the simplex's first in every difference, and its neighbour 1 more."""
+_MARGIN = 2  # a vertex is up to 1 away from the simplex's first in every difference, and its neighbour 1 more
 
 
 class SparseRows(NamedTuple):
     """A sparse matrix: of every row the columns that are not 0, and their values."""
 
-    columns: Tensor
-    """int32: (rows, n) where all rows have n entries, else all rows' entries in one."""
-    values: Tensor
-    """float32, like the columns."""
-    starts: Tensor | None = None
-    """(rows + 1) int32: where rows start and end in flat columns."""
+    columns: Tensor  # int32: (rows, n) where all rows have n entries, else all rows' entries in one
+    values: Tensor  # float32, like the columns
+    starts: Tensor | None = None  # (rows + 1) int32: where rows start and end in flat columns
 
     def times(self, dense: Tensor) -> Tensor:
         """Product (rows, K) with ``dense`` (columns, K), by the fast code for weighted sums of embeddings."""
+        flat = self.starts is not None
         return F.embedding_bag(
             self.columns,
             dense,
             self.starts,
             mode="sum",
             per_sample_weights=self.values,
-            include_last_offset=self.starts is not None,
+            include_last_offset=flat,
         )
 
 
 class PermutohedralLattice(NamedTuple):
     """A Gaussian kernel between N pixels, but for a constant factor. Made by `lattice`."""
 
-    splat: SparseRows
-    """(P, N)."""
-    blurs: list[SparseRows]
-    """d + 1 of (P, P)."""
-    slice: SparseRows
-    """(N, P), the splat's transpose."""
+    splat: SparseRows  # (P, N)
+    blurs: list[SparseRows]  # d + 1 of (P, P)
+    slice: SparseRows  # (N, P), the splat's transpose
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return ``values`` (N, K) filtered; 2^d / (2^d + 1) of it would have the paper's scale."""
@@ -71,9 +65,9 @@ class PermutohedralLattice(NamedTuple):
 
     def scaled(self, factor: Tensor) -> PermutohedralLattice:
         """The kernel with rows and columns multiplied by ``factor`` (N)."""
-        splat, slice_ = self.splat.values * factor[self.splat.columns], self.slice.values * factor[:, None]
+        splat = self.splat._replace(values=self.splat.values * factor[self.splat.columns])
         return self._replace(
-            splat=self.splat._replace(values=splat), slice=self.slice._replace(values=slice_)
+            splat=splat, slice=self.slice._replace(values=self.slice.values * factor[:, None])
         )
 
 
@@ -124,11 +118,8 @@ def _simplices(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A simplex has one vertex of each remainder. From that of remainder 0, the lattice point nearest by
     coordinates, a step along one axis leads to that of remainder 1, and so on to d. The axes take turns 1 … d
     in the order of their coordinate's distance from the first vertex, smallest first; the largest, turn 0, is
-    left out.
-
-    Returns:
-        The first vertex in units of d + 1, (d + 1, N); the turn of each axis, (d + 1, N) int64; the
-        barycentric weights of the vertices in the order of the walk, (d + 1, N).
+    left out. Returned are, each (d + 1, N), the first vertex in units of d + 1, the turn of each axis, int64,
+    and the barycentric weights of the vertices in the order of the walk.
     """
     size = len(position)
     first = position.round()
@@ -154,12 +145,7 @@ def _rank(values: Tensor) -> Tensor:
 
 
 def _vertices(first: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the vertices of all simplices.
-
-    Returns:
-        Codes of the vertices in the order of the walk, (d + 1, N), and what a step along each axis adds to a
-        code, (d + 1).
-    """
+    """Codes (d + 1, N) of the vertices in the order of the walk, and what a step along each axis adds."""
     differences = first.diff(dim=0)  # (d, N)
     low = differences.amin(1, keepdim=True) - _MARGIN
     extents = [int(extent) + 1 for extent in (differences.amax(1) + _MARGIN - low[:, 0]).tolist()]

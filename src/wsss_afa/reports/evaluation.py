@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -36,18 +34,12 @@ class Shot(NamedTuple):
     """One image and what was made of it."""
 
     name: str
-    place: int
-    """Place in the split."""
-    iou: float
-    """The image's own mean IoU in [0, 1]; NaN without a mask."""
-    accuracy: float
-    """Its share of right pixels in [0, 1]; NaN without a mask."""
-    labels: list[int]
-    """Foreground labels that its mask, or without one its tags, name."""
-    extra: list[int]
-    """Foreground labels that were predicted beside them."""
-    panels: list[tuple[str, str]]
-    """Title and data URI of each picture."""
+    place: int  # place in the split
+    iou: float  # the image's own mean IoU in [0, 1]; NaN without a mask
+    accuracy: float  # its share of right pixels in [0, 1]; NaN without a mask
+    labels: list[int]  # foreground labels that its mask, or without one its tags, name
+    extra: list[int]  # foreground labels that were predicted beside them
+    panels: list[tuple[str, str]]  # title and data URI of each picture
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -58,27 +50,20 @@ class Shot(NamedTuple):
 class Evaluation(NamedTuple):
     """What a report is made of."""
 
-    facts: dict[str, str]
-    """Checkpoint, split, protocol and whatever else stands at the top, by name."""
-    class_names: Sequence[str]
-    """C foreground classes."""
-    confusion: dict[str, Tensor]
-    """Confusion matrix (K, K) int64 by title, the protocol's last map last; empty without masks."""
-    average_precision: Sequence[float]
-    """Of each class's tags, (C,) in [0, 1]; NaN where no image has the class."""
-    pictures: dict[str, list[Shot]]
-    """Images by heading."""
-    history: dict[str, list[tuple[int, float]]]
-    """Step and mIoU in percent of a training run's validations by title; empty where unknown."""
+    facts: dict[str, str]  # checkpoint, split, protocol and whatever else stands at the top, by name
+    class_names: Sequence[str]  # C foreground classes
+    confusion: dict[str, Tensor]  # (K, K) int64 by title, the protocol's last map last; empty without masks
+    average_precision: Sequence[float]  # of each class's tags, in [0, 1]; NaN where no image has the class
+    pictures: dict[str, list[Shot]]  # images by heading
+    history: dict[str, list[tuple[int, float]]]  # step and mIoU (%) of validations by title; may be empty
 
 
 class Score(NamedTuple):
-    """Scores of one confusion matrix in [0, 1]."""
+    """Scores of one confusion matrix in [0, 1]; mean accuracy is the classes' mean recall."""
 
     miou: float
     pixel_accuracy: float
     mean_accuracy: float
-    """Mean recall of the classes that have a true pixel."""
 
 
 def score(confusion: Tensor) -> Score:
@@ -106,56 +91,44 @@ def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """The largest shares of a true class's pixels that are called another class, in two lists.
-
-    Args:
-        confusion: (K, K) int64.
-        names: K, background included.
+    """The largest shares of a true class's pixels that are called another class, of a matrix (K, K) int64.
 
     Returns:
         Confusions of foreground classes with each other, then those with background.
     """
     counts = confusion.numpy()
     rows, columns = np.nonzero(counts - np.diag(counts.diagonal()))
-    pairs = pd.DataFrame({
-        "true": [names[row] for row in rows.tolist()],
-        "predicted": [names[column] for column in columns.tolist()],
-        "share": counts[rows, columns] / counts.sum(1)[rows],
-        "pixels": counts[rows, columns],
-    })  # fmt: skip
+    labels, pixels = np.array(names, object), counts[rows, columns]
+    pairs = pd.DataFrame({"true": labels[rows], "predicted": labels[columns]})
+    pairs["share"], pairs["pixels"] = pixels / counts.sum(1)[rows], pixels
     with_background = (rows == 0) | (columns == 0)
-    return [
-        list(pairs[chosen].nlargest(MAX_CONFUSIONS, "share").to_dict("records"))
-        for chosen in (~with_background, with_background)
-    ]
+    lists = (
+        pairs[chosen].nlargest(MAX_CONFUSIONS, "share") for chosen in (~with_background, with_background)
+    )
+    return [list(each.to_dict("records")) for each in lists]
 
 
 def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:
     """Title and data URI of small JPEGs of some pictures."""
-    return [(panel.title, _thumbnail(panel.pixels)) for panel in panels]
+    shrunk = []
+    for panel in panels:
+        image, buffer = Image.fromarray(panel.pixels), io.BytesIO()
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.save(buffer, "JPEG", quality=85, subsampling=0)
+        shrunk.append((panel.title, _data_uri(buffer.getvalue(), "image/jpeg")))
+    return shrunk
 
 
-def to_data_uri(content: bytes, kind: str) -> str:
-    """A file of a media type such as ``image/png`` as its own address."""
+def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _thumbnail(pixels: NDArray[np.uint8]) -> str:
-    image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    image.save(buffer, "JPEG", quality=85, subsampling=0)
-    return to_data_uri(buffer.getvalue(), "image/jpeg")
 
 
 def render(evaluation: Evaluation) -> str:
     """The page."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")  # narrow space
     return environment.get_template("report.html.jinja").render(**_content(evaluation))
@@ -166,6 +139,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
     titles, matrices = list(evaluation.confusion), list(evaluation.confusion.values())
     colours = dict(zip(titles, _COLOURS[-len(titles) :], strict=False))
     precision = [value for value in evaluation.average_precision if not math.isnan(value)]
+    history, svg = evaluation.history, "image/svg+xml"
     return {
         "evaluation": evaluation,
         "scores": {title: score(matrix) for title, matrix in evaluation.confusion.items()},
@@ -175,16 +149,12 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "rows": class_rows(evaluation),
         "pixels": int(matrices[-1].sum()) if matrices else 0,
         "true_classes": int((matrices[-1].sum(1) > 0).sum()) if matrices else 0,
-        "heat_map": _chart(confusion_figure(matrices[-1].numpy(), names)) if matrices else "",
+        "heat_map": _data_uri(to_svg(confusion_figure(matrices[-1].numpy(), names)), svg) if matrices else "",
         "confusions": top_confusions(matrices[-1], names) if matrices else [],
-        "curves": _chart(curve_figure(evaluation.history, colours)) if evaluation.history else "",
+        "curves": _data_uri(to_svg(curve_figure(history, colours)), svg) if history else "",
         "names": names,
         "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette().tolist()],
     }
-
-
-def _chart(figure: Figure) -> str:
-    return to_data_uri(to_svg(figure), "image/svg+xml")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -202,10 +172,11 @@ def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int,
     """Step and mIoU in percent of each validation of a training run, by title.
 
     Args:
-        run: its folder. Without a ``metrics.csv`` that has such columns there is no history.
+        run: its folder, or the folder ``checkpoints`` in it. Without a ``metrics.csv`` that has such columns
+            there is no history.
         titles: of what may have been scored.
     """
-    path = run / "metrics.csv"
+    path = (run.parent if run.name == "checkpoints" else run) / "metrics.csv"
     log = read_log(path) if path.is_file() else {}
     curves = {title: log[name] for key, title in titles.items() if (name := f"val/miou_{key}") in log}
     return {title: list((100 * curve).items()) for title, curve in curves.items() if len(curve)}

@@ -13,10 +13,8 @@ from wsss_afa.errors import UserError
 from wsss_afa.reports.log import read_log
 from wsss_afa.reports.table import SCORES
 
-_LEAST_WIDTH = 4.0
-"""Least range of an axis of scores in percent, so that a small difference looks small."""
-_COLUMNS = 3
-"""Panels of curves beside each other."""
+_LEAST_WIDTH = 4.0  # least range of an axis of scores in percent, so that a small difference looks small
+_COLUMNS = 3  # panels of curves beside each other
 
 
 def draw_scores(scores: pd.DataFrame, validation: str) -> Figure:
@@ -82,8 +80,7 @@ def draw_curves(settings: Mapping[str, Sequence[Path]], columns: Sequence[str]) 
 
 
 def _read(folder: Path) -> dict[str, pd.Series]:
-    path = folder / "metrics.csv"
-    if not path.is_file():
+    if not (path := folder / "metrics.csv").is_file():
         raise UserError(f"{path} is missing, and curves are drawn from it: train with logger=csv")
     return read_log(path)
 

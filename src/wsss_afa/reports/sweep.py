@@ -29,12 +29,9 @@ class Run(NamedTuple):
     """One finished run."""
 
     folder: Path
-    settings: str
-    """Its configuration without seed and machine; equal for runs of one setting."""
-    overrides: tuple[str, ...]
-    """Its command line without seed and machine."""
-    seed: int
-    """The seed of training."""
+    settings: str  # its configuration without seed and machine; equal for runs of one setting
+    overrides: tuple[str, ...]  # its command line without seed and machine
+    seed: int  # the seed of training
     scores: dict[str, dict[str, float]]
     """Percent by name (cam, affinity, seg, crf, map), of the best and of the last validation."""
 
@@ -42,12 +39,9 @@ class Run(NamedTuple):
 class Sweep(NamedTuple):
     """What is there and what is not."""
 
-    runs: list[Run]
-    """Finished runs, in order of the folders and of their numbers."""
-    missing: list[str]
-    """A line for each run that failed, is unfinished, or was announced and never started."""
-    common: frozenset[str]
-    """Overrides that all runs share, the missing ones too."""
+    runs: list[Run]  # finished runs, in order of the folders and of their numbers
+    missing: list[str]  # a line for each run that failed, is unfinished, or was announced and never started
+    common: frozenset[str]  # overrides that all runs share, the missing ones too
 
 
 def label(overrides: Sequence[str], common: Collection[str]) -> str:
@@ -63,7 +57,7 @@ def find_runs(folders: Sequence[Path]) -> Sweep:
     Raises:
         UserError: a folder does not exist.
     """
-    configs = {folder: _load(folder / ".hydra" / "config.yaml") for folder in _run_folders(folders)}
+    configs = {folder: _config(folder) for folder in _run_folders(folders)}
     configs = {folder: config for folder, config in configs.items() if config.get("task") in _READERS}
     results = [_read(folder, config) for folder, config in configs.items()]
     runs = [result for result in results if isinstance(result, Run)]
@@ -99,12 +93,11 @@ def _run_folders(folders: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _load(path: Path) -> DictConfig:
-    return cast(DictConfig, OmegaConf.load(path))
+def _config(folder: Path, name: str = "config") -> DictConfig:
+    return cast(DictConfig, OmegaConf.load(folder / ".hydra" / f"{name}.yaml"))
 
 
 def _words(folder: Path) -> tuple[str, ...]:
-    """A run's overrides."""
     return _plain(OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml")))
 
 
@@ -114,7 +107,6 @@ def _plain(overrides: Any) -> tuple[str, ...]:
 
 
 def _setting(words: Sequence[str]) -> tuple[str, ...]:
-    """Overrides without those of seed and machine."""
     parts = tuple(f"{name}." for name in _NO_SETTING)
     return tuple(word for word in words if not f"{word.partition('=')[0]}.".startswith(parts))
 
@@ -140,19 +132,18 @@ def _training(folder: Path, config: DictConfig, results: dict[str, Any]) -> Run 
 
 def _evaluation(folder: Path, config: DictConfig, results: dict[str, Any]) -> Run | str:
     """An evaluation has the setting and the seed of the training run that its checkpoint lies in."""
-    checkpoint = Path(_load(folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd, config.ckpt)
+    checkpoint = Path(_config(folder, "hydra").hydra.runtime.cwd, config.ckpt)
     trained = checkpoint.parents[1]
     if not (trained / ".hydra" / "config.yaml").is_file():
         return f"evaluates {config.ckpt}, which lies in no run's folder: its setting is unknown"
-    origin = _load(trained / ".hydra" / "config.yaml")
+    origin = _config(trained)
     protocol = [word for word in _words(folder) if word.startswith("protocol")]
     overrides = (*_setting(_words(trained)), f"ckpt={checkpoint.name}", *protocol)
     settings = f"{checkpoint.name} {_fingerprint(origin, results)}"
     return Run(folder, settings, overrides, origin.seed, dict.fromkeys(("best", "last"), _scores(results)))
 
 
-_READERS = {"train": _training, "evaluate": _evaluation}
-"""Readers by the configuration's ``task``."""
+_READERS = {"train": _training, "evaluate": _evaluation}  # readers by the configuration's ``task``
 
 
 def _scores(record: dict[str, Any]) -> dict[str, float]:
@@ -171,8 +162,8 @@ def _fingerprint(config: DictConfig, results: dict[str, Any]) -> str:
 def _announced(folders: Sequence[Path]) -> list[Job]:
     """The jobs of all grids below the folders."""
     paths = {path for folder in folders for path in folder.rglob("multirun.yaml")}
-    configs = [config for config in map(_load, sorted(paths)) if config.task in _READERS]
-    return [(config.task, words) for config in configs for words in _grid(config.hydra)]
+    configs = [cast(DictConfig, OmegaConf.load(path)) for path in sorted(paths)]
+    return [(each.task, words) for each in configs if each.task in _READERS for words in _grid(each.hydra)]
 
 
 def _grid(config: DictConfig) -> list[tuple[str, ...]]:

@@ -20,20 +20,16 @@ SCORES = {**COLUMNS, "map": "mAP"}
 """Titles of the table's columns by name of the score."""
 VALIDATIONS = ("best", "last")
 """What of a training run is shown; an evaluation has one record, which stands for both."""
-_FINAL = ("crf", "seg", "map")
-"""Differences are taken of the first of these that a run has."""
+_FINAL = ("crf", "seg", "map")  # differences are taken of the first of these that a run has
 
 
 class Difference(NamedTuple):
     """A setting's paired difference to another one."""
 
     mean: float
-    error: float
-    """Standard error of the mean; NaN of fewer than two seeds."""
-    p: float
-    """Two-sided, by Student's t (Gosset, 1908); NaN where seeds do not differ."""
-    seeds: list[int]
-    """Those that both settings have."""
+    error: float  # standard error of the mean; NaN of fewer than two seeds
+    p: float  # two-sided, by Student's t (Gosset, 1908); NaN where seeds do not differ
+    seeds: list[int]  # those that both settings have
 
 
 def make_rows(sweep: Sweep) -> tuple[dict[str, dict[int, Run]], list[str]]:
@@ -107,8 +103,7 @@ def _table(scores: pd.DataFrame) -> list[str]:
         lacking = sorted(all_seeds - set(own.index))
         seeds = _join(own.index) + (f" (not {_join(lacking)})" if lacking else "")
         means = [_spread(row[name].mean(), row[name].std()) for name in scores]
-        cells = [title.replace("|", "\\|"), seeds, *means, delta]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([title.replace("|", "\\|"), seeds, *means, delta]) + " |")
     return lines
 
 

@@ -18,24 +18,15 @@ class Walk(NamedTuple):
 
     activation: Activation
     """What is propagated, (B, C, H, W) in [0, 1], and the tokens that affinity is made of."""
-    affinity: Tensor
-    """(B, N, N) in [0, 1]."""
-    scores: Tensor
-    """(B, G, h, w), of background and the own classes, propagated."""
+    affinity: Tensor  # (B, N, N) in [0, 1]
+    scores: Tensor  # (B, G, h, w), of background and the own classes, propagated
     classes: OwnClasses
-    """Of each image."""
 
 
 def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:
-    """What one token attends to: the soft-max of its scaled logits, averaged over heads and blocks.
+    """What one token (in [0, N)) of an image of the batch attends to, (h, w), with a sum of 1.
 
-    Args:
-        tokens: of a batch.
-        index: image in the batch.
-        token: in [0, N).
-
-    Returns:
-        (h, w), with a sum of 1.
+    It is the soft-max of the token's scaled logits, averaged over heads and blocks.
     """
     rows = []
     for queries, keys in zip(tokens.queries, tokens.keys, strict=True):
@@ -50,11 +41,8 @@ def look(walk: Walk, index: int) -> list[Point]:
     Attention is shown relative to its largest value and the propagated map stretched to [0, 1]; affinity is
     shown as it is, beyond the radius of propagation as well.
     """
-    return [
-        _look(walk, index, position)
-        for position in range(1, walk.classes.ids.shape[1])
-        if walk.classes.present[index, position]
-    ]
+    present = walk.classes.present[index]
+    return [_look(walk, index, place) for place in range(1, len(present)) if present[place]]
 
 
 def _look(walk: Walk, index: int, position: int) -> Point:

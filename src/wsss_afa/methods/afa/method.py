@@ -44,19 +44,9 @@ class AFA(Method):
         dense_energy: L_reg, computed where its weight is not 0.
         phases: first step of ``classification``, ``segmentation`` and ``propagation``, counted from 0.
         weights: factor of ``cls``, ``seg``, ``aff`` and ``reg``.
-        labels: how far labels are taken: ``cam``, ``par`` or ``afa``; see `PseudoLabeler`.
-        decoder_dim: width of the decoder.
-        pool_top_k: see `AFANet`.
-        affinity_gain: see `AFANet`.
-        low: β_l, see `PseudoLabeler`, as all that follow.
-        high: β_h.
-        eval_threshold: background score of the activation map's label in evaluation.
-        affinity_radius: of affinity labels, in cells.
-        affinity_from_propagated: whether affinity labels come from the propagated label.
-        reuse_training_pass: whether the training pass serves as the map of scale 1.
-        downscale: of images before refinement.
-        raw_attention: whether maps are propagated with the attention itself.
-        normalize_propagated: whether propagated maps are normalised again.
+        labels: how far labels are taken: ``cam``, ``par`` or ``afa``; see `PseudoLabeler`, as for ``low`` and
+            all that follow but the last.
+        decoder_dim: see `AFANet`, as for ``pool_top_k`` and ``affinity_gain``.
         shared_counts: whether L_seg divides by the pixels of all processes; see `losses.counts`.
     """
 
@@ -66,31 +56,15 @@ class AFA(Method):
 
     def __init__(
         self,
-        backbone: FeatureBackbone,
-        num_classes: int,
-        cam: MultiScaleCAM,
-        refine: PixelAdaptiveRefinement,
-        propagate: RandomWalkPropagation,
-        classification: ClassificationLoss,
-        affinity: AffinityLoss,
-        dense_energy: DenseEnergyLoss,
-        phases: Mapping[str, int],
-        weights: Mapping[str, float],
-        labels: str = "afa",
-        decoder_dim: int = 256,
-        pool_top_k: int | None = 1,
-        affinity_gain: float = 1.0,
-        low: float = 0.35,
-        high: float = 0.55,
-        eval_threshold: float = 0.45,
-        affinity_radius: int = 8,
-        affinity_from_propagated: bool = False,
-        reuse_training_pass: bool = True,
-        downscale: int = 2,
-        raw_attention: bool = False,
-        normalize_propagated: bool = False,
-        shared_counts: bool = True,
-    ):
+        backbone: FeatureBackbone, num_classes: int,
+        cam: MultiScaleCAM, refine: PixelAdaptiveRefinement, propagate: RandomWalkPropagation,
+        classification: ClassificationLoss, affinity: AffinityLoss, dense_energy: DenseEnergyLoss,
+        phases: Mapping[str, int], weights: Mapping[str, float], labels: str = "afa",
+        decoder_dim: int = 256, pool_top_k: int | None = 1, affinity_gain: float = 1.0,
+        low: float = 0.35, high: float = 0.55, eval_threshold: float = 0.45, affinity_radius: int = 8,
+        affinity_from_propagated: bool = False, reuse_training_pass: bool = True, downscale: int = 2,
+        raw_attention: bool = False, normalize_propagated: bool = False, shared_counts: bool = True,
+    ):  # fmt: skip
         net = AFANet(backbone, num_classes, decoder_dim, pool_top_k, affinity_gain)
         super().__init__(net, num_classes, phases, weights)
         self.cam, self.one_scale_cam = cam, MultiScaleCAM(scales=(1.0,), mirror=False)

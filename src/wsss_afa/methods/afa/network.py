@@ -17,14 +17,10 @@ from wsss_afa.types import Activation, AffinityTokens, BackboneOutput, FeatureBa
 class AFAOutput(NamedTuple):
     """What one training pass of the network yields."""
 
-    class_logits: Tensor
-    """(B, C)."""
-    seg_logits: Tensor
-    """(B, K, H/4, W/4)."""
-    affinity_logits: Tensor
-    """(B, N, N) symmetric."""
-    activation: Activation
-    """Raw map and tokens of this pass."""
+    class_logits: Tensor  # (B, C)
+    seg_logits: Tensor  # (B, K, H/4, W/4)
+    affinity_logits: Tensor  # (B, N, N) symmetric
+    activation: Activation  # raw map and tokens of this pass
 
     @property
     def affinity(self) -> Tensor:
@@ -81,12 +77,9 @@ class AFANet(nn.Module):
 
     def __init__(
         self,
-        backbone: FeatureBackbone,
-        num_classes: int,
-        decoder_dim: int = 256,
-        pool_top_k: int | None = 1,
+        backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256, pool_top_k: int | None = 1,
         affinity_gain: float = 1.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
@@ -95,9 +88,7 @@ class AFANet(nn.Module):
         if backbone.num_affinity_maps < 1:
             kind = type(backbone).__name__
             raise UserError(f"{kind} hands on no queries and keys to learn affinity from: use backbone=mit")
-        self.num_classes = num_classes
-        self.pool_top_k = pool_top_k
-        self.backbone = backbone
+        self.num_classes, self.pool_top_k, self.backbone = num_classes, pool_top_k, backbone
         self.classifier = nn.Conv2d(backbone.channels[-1], num_classes, 1, bias=False)
         self.affinity_head = AffinityHead(backbone.num_affinity_maps, affinity_gain)
         self.decoder = MLPDecoder(backbone.channels, num_classes + 1, decoder_dim)
@@ -106,12 +97,11 @@ class AFANet(nn.Module):
         """Everything that training needs, from a normalised image (B, 3, H, W)."""
         encoded = self.backbone(image)
         activation = self.activation(encoded)
+        tokens = activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)  # with their gradient
         return AFAOutput(
             class_logits=self.class_logits(encoded.features[-1]),
             seg_logits=self.decoder(encoded.features),
-            affinity_logits=self.affinity_head.logits(
-                activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)
-            ),
+            affinity_logits=self.affinity_head.logits(tokens),
             activation=activation,
         )
 
@@ -132,11 +122,8 @@ class AFANet(nn.Module):
     def activation(self, encoded: BackboneOutput) -> Activation:
         """Raw class activation map (B, C, h, w) and affinity tokens of what the backbone made, detached."""
         last = encoded.features[-1].detach()
-        tokens = AffinityTokens(
-            queries=[query.detach() for query in encoded.queries],
-            keys=[key.detach() for key in encoded.keys],
-            grid=(last.shape[-2], last.shape[-1]),
-        )
+        queries, keys = ([each.detach() for each in list_] for list_ in (encoded.queries, encoded.keys))
+        tokens = AffinityTokens(queries, keys, grid=(last.shape[-2], last.shape[-1]))
         return Activation(cam=F.conv2d(last, self.classifier.weight.detach()), tokens=tokens)
 
     def class_logits(self, last: Tensor) -> Tensor:

@@ -62,46 +62,27 @@ class PseudoLabeler(nn.Module):
 
     def __init__(
         self,
-        cam: MultiScaleCAM,
-        refine: PixelAdaptiveRefinement,
-        propagate: RandomWalkPropagation,
-        labels: str = "afa",
-        low: float = 0.35,
-        high: float = 0.55,
-        eval_threshold: float = 0.45,
-        affinity_radius: int = 8,
-        affinity_from_propagated: bool = False,
-        reuse_training_pass: bool = True,
-        downscale: int = 2,
-        raw_attention: bool = False,
-        normalize_propagated: bool = False,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-    ):
+        cam: MultiScaleCAM, refine: PixelAdaptiveRefinement, propagate: RandomWalkPropagation,
+        labels: str = "afa", low: float = 0.35, high: float = 0.55, eval_threshold: float = 0.45,
+        affinity_radius: int = 8, affinity_from_propagated: bool = False, reuse_training_pass: bool = True,
+        downscale: int = 2, raw_attention: bool = False, normalize_propagated: bool = False,
+        mean: Sequence[float] = MEAN, std: Sequence[float] = STD,
+    ):  # fmt: skip
         super().__init__()
         if labels not in LABELS:
             raise UserError(f"method.labels={labels} is not known; need {', '.join(LABELS)}")
-        self.labels = labels
-        self.cam = cam
+        self.cam, self.propagate, self.labels = cam, propagate, labels
         self.refined = RefinedLabels(refine, low, high, downscale)
-        self.propagate = propagate
-        self.eval_threshold = eval_threshold
-        self.affinity_radius = affinity_radius
-        self.affinity_from_propagated = affinity_from_propagated
-        self.reuse_training_pass = reuse_training_pass
-        self.raw_attention = raw_attention
-        self.normalize_propagated = normalize_propagated
+        self.eval_threshold, self.reuse_training_pass = eval_threshold, reuse_training_pass
+        self.affinity_radius, self.affinity_from_propagated = affinity_radius, affinity_from_propagated
+        self.raw_attention, self.normalize_propagated = raw_attention, normalize_propagated
         self.mean, self.std = tuple(mean), tuple(std)
 
     @torch.no_grad()
     def forward(self, net: AFANet, batch: Batch, output: AFAOutput, propagating: bool) -> PseudoLabels:
-        """Return the labels of one step.
+        """Return the labels of one step from the training pass's ``output``; ``batch`` needs no mask.
 
-        Args:
-            net: in training mode.
-            batch: ``image``, ``class_label`` and ``valid_box`` are read.
-            output: of the training pass on the same batch.
-            propagating: whether the segmentation's label is propagated.
+        ``propagating`` says whether the segmentation's label is propagated.
         """
         known = output.activation if self.reuse_training_pass else None
         classes = own_classes(batch["class_label"])
@@ -136,16 +117,11 @@ class PseudoLabeler(nn.Module):
     def evaluate(self, net: AFANet, batch: Batch, output: AFAOutput) -> dict[str, Tensor]:
         """Labels of the activation map (``cam``) and of the propagated one (``affinity``) for an evaluation.
 
-        The map is the multi-scale one of training; the propagated one has the low background score.
-
-        Args:
-            net: in evaluation mode.
-            batch: ``image`` and ``class_label`` are read.
-            output: of the network on this batch.
+        The map is the multi-scale one of training; the propagated one has the low background score, and is
+        missing where nothing is propagated. ``output`` is the network's on this batch.
 
         Returns:
             (B, H, W) int64 labels in [0, C]; classes come from the image's tags, as in the paper's tables.
-            ``affinity`` is missing where nothing is propagated.
         """
         classes = own_classes(batch["class_label"])
         activation = self.cam(net, batch["image"], output.activation, classes.channels)
@@ -162,12 +138,8 @@ class PseudoLabeler(nn.Module):
     def maps(self, net: AFANet, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
         """Scores (B, G, H, W) of background and own classes for each background score.
 
-        Args:
-            net: in evaluation mode.
-            batch: ``image``, ``class_label`` and ``valid_box`` are read.
-            source: ``cam`` (the map against the background score), ``par`` (refined) or ``affinity``
-                (propagated, then refined).
-            backgrounds: scores of the background.
+        Sources are ``cam`` (the map against the background score), ``par`` (refined) and ``affinity``
+        (propagated, then refined).
         """
         image, classes = batch["image"], own_classes(batch["class_label"])
         activation = self.cam(net, image, channels=classes.channels)
@@ -211,11 +183,9 @@ class PseudoLabeler(nn.Module):
 
     def propagated_maps(
         self,
-        activation: Activation,
-        affinity: Tensor,
-        classes: OwnClasses,
+        activation: Activation, affinity: Tensor, classes: OwnClasses,
         backgrounds: Sequence[float] | None = None,
-    ) -> list[Tensor]:
+    ) -> list[Tensor]:  # fmt: skip
         """Scores of each background score after the random walk, each (B, G, h, w).
 
         ``backgrounds`` are low and high unless others are given.

@@ -78,13 +78,10 @@ def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What rebuilds the method of a released AFA checkpoint.
+    """What rebuilds the method of a released AFA checkpoint, whose weights have our names (`rename_afa`).
 
     The encoder's variant, the decoder's width and the number of classes are those of the shapes. Strides and
     pseudo labels are the released program's, for 80 classes those of its COCO settings.
-
-    Args:
-        state: weights under our names, from `rename_afa`.
 
     Raises:
         UserError: the encoder has the widths and depths of no variant.
@@ -92,6 +89,7 @@ def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
     num_classes = len(state["classifier.weight"])
     names = {len(classes): list(classes) for classes in (VOC_CLASSES, COCO_CLASSES)}
     coco = num_classes == len(COCO_CLASSES)
+    start, propagation = (5001, 15001) if coco else (2001, 6001)
     return {
         "method": {
             "_target_": "wsss_afa.methods.afa.method.AFA",
@@ -104,11 +102,7 @@ def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
             "affinity": {"_target_": "wsss_afa.losses.affinity.AffinityLoss"},
             "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
-            "phases": {
-                "classification": 0,
-                "segmentation": 5001 if coco else 2001,
-                "propagation": 15001 if coco else 6001,
-            },
+            "phases": {"classification": 0, "segmentation": start, "propagation": propagation},
             "weights": {"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
             "decoder_dim": len(state["decoder.fuse.weight"]),
             "affinity_from_propagated": coco,

@@ -44,7 +44,6 @@ def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
 
 
 def _layout(error: UserError) -> list[Finding]:
-    """The message of an error and its notes, which name what else is wrong."""
     return [Finding("error", "layout", line) for line in (str(error), *getattr(error, "__notes__", ()))]
 
 

@@ -104,7 +104,6 @@ def list_files(archive: Path) -> dict[PurePosixPath, int]:
 
 @contextmanager
 def _open(archive: Path) -> Iterator[tuple[Iterable[Any], Callable[[Any, Path], Any]]]:
-    """The entries of an archive, and what extracts one; errors of the archive itself become the user's."""
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
@@ -117,7 +116,6 @@ def _open(archive: Path) -> Iterator[tuple[Iterable[Any], Callable[[Any, Path], 
 
 
 def _describe(member: tarfile.TarInfo | zipfile.ZipInfo) -> tuple[str, int, bool, bool]:
-    """Name, bytes, whether it is a folder, and whether it is a folder or a file."""
     if isinstance(member, tarfile.TarInfo):
         return member.name, member.size, member.isdir(), member.isdir() or member.isreg()
     kind = stat.S_IFMT(member.external_attr >> 16)

@@ -144,7 +144,6 @@ def require_space(folder: Path, size: int) -> None:
 
 
 def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
-    """Fetch what is missing, in one request."""
     if (done := _size(partial)) > source.size:
         partial.unlink()
         done = 0
@@ -183,7 +182,6 @@ def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """What fails in here, unlike the writing of a file, is worth another request."""
     try:
         yield
     except HTTPError:
@@ -194,7 +192,6 @@ def _network() -> Iterator[None]:
 
 
 def _first_byte(response: HTTPResponse, source: Source, done: int) -> int:
-    """The place of the first byte that the server sends; the length that it gives must be the source's."""
     if response.status == 206:  # Content-Range: bytes 5-9/10
         part, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if part.partition("-")[0] != str(done):

@@ -149,7 +149,6 @@ def write_manifest(
 
 
 def _count_images(root: Path) -> int:
-    """Photographs below a folder, those without annotations included."""
     return sum(name.endswith(".jpg") for _, _, names in os.walk(root) for name in names)
 
 

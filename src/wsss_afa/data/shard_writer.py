@@ -112,7 +112,6 @@ def write_shards(
 def _write_shard(
     dataset: SampleSet, paths: list[Path] | None, root: Path, skip_broken: bool, job: tuple[str, list[int]]
 ) -> tuple[Split, list[str]]:
-    """A split of one shard, and the messages of images left out; loader processes write in parallel."""
     file, images = job
     path, entries, broken = root / file, list[Entry](), list[str]()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -144,7 +143,6 @@ def _join(parts: list[Split], broken: list[str]) -> Split:
 def _add_sample(
     tar: tarfile.TarFile, image: int, sample: Sample, paths: list[Path] | None, class_names: tuple[str, ...]
 ) -> Entry:
-    """Members share a key without dots, for readers of WebDataset cut names at the first."""
     key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
     if paths is None:
         member = _add(tar, f"{key}.png", encode_png(sample["image"]))

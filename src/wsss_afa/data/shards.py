@@ -233,7 +233,6 @@ def _read_index(url: str, sha256: str) -> list[Entry]:
 
 
 def _parse_split(has_masks: bool, tag_counts: dict[str, int], shards: list[dict[str, Any]]) -> Split:
-    """A split whose files lie below the root, none with more images than fit into it."""
     split = Split(has_masks, tag_counts, [Shard(**row) for row in shards])
     for shard in split.shards:
         if not re.fullmatch(r"([\w-][\w. -]*/)*\w[\w. -]*\.tar", shard.file):

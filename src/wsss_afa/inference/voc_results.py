@@ -105,7 +105,6 @@ def find_problems(file: IO[bytes], original: Path) -> list[str]:
 
 
 def _open_folder(path: Path, inside: PurePosixPath) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """Files by the place that they would have in an archive."""
     folder = path / inside if (path / inside).is_dir() else path
     for each in sorted(each for each in folder.rglob("*") if each.is_file()):
         with each.open("rb") as file:
@@ -113,7 +112,6 @@ def _open_folder(path: Path, inside: PurePosixPath) -> Iterator[tuple[PurePosixP
 
 
 def _open_archive(path: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """Files by their place, once all of them have been found harmless."""
     list_files(path)
     try:
         with tarfile.open(path, "r:gz") as tar:

@@ -51,13 +51,10 @@ def csv_records(path: Path) -> list[Record]:
     try:
         lines = [(f"line {reader.line_num}", line) for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
-        raise UserError(
-            f"{path} line {reader.line_num} is no CSV ({error}): look for a stray quotation mark"
-        ) from error
+        place = f"{path} line {reader.line_num}"
+        raise UserError(f"{place} is no CSV ({error}): look for a stray quotation mark") from error
     if not lines:
-        raise UserError(
-            f"{path} is empty, need a header such as `file,tags` and a line per image: write them"
-        )
+        raise UserError(f"{path} is empty, need a header such as `file,tags` and a line per image")
     header = [cell.strip() for cell in lines[0][1]]
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
         raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
@@ -66,10 +63,8 @@ def csv_records(path: Path) -> list[Record]:
         raise UserError(f"{path} has two columns {twice[0]!r}, need different names: rename or delete one")
     for where, cells in lines[1:]:
         if len(cells) != len(header):
-            raise UserError(
-                f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
-                "quotation marks or `;` between them, and keep the comma before an empty cell"
-            )
+            counts = f"{len(cells)} fields, its header {len(header)}"
+            raise UserError(f"{path} {where} has {counts}: put several tags in quotation marks")
     return [(where, dict(zip(header, cells, strict=True))) for where, cells in lines[1:]]
 
 
@@ -93,8 +88,7 @@ def json_records(path: Path, content: Any) -> list[Record]:
         return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
     if isinstance(content, list):
         return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
-    problem = f"{path} holds {kind_of(content)}, need a list of objects such as"
-    raise UserError(f"{problem} {_EXAMPLE}, or COCO's form: rewrite it")
+    raise UserError(f"{path} holds {kind_of(content)}, need a list of objects such as {_EXAMPLE}: rewrite it")
 
 
 def _as_record(path: Path, where: str, item: Any) -> Record:

@@ -28,8 +28,8 @@ from wsss_afa.visualize import contact_sheet, save_figure
 def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
     """The splits that can be read, and what keeps the others from it."""
     sets, findings = dict[str, SampleSet](), list[Finding]()
+    as_stored = {"max_side": None} if "max_side" in cfg.data else {}
     try:
-        as_stored = {"max_side": None} if "max_side" in cfg.data else {}
         data: TaggedDataModule = instantiate(cfg.data, **as_stored)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
@@ -56,11 +56,7 @@ def open_images(name: str, images: SampleSet, workers: int, console: Console) ->
 
 @entry_point("inspect_data")
 def main(cfg: DictConfig) -> float:
-    """Look through the data and return the number of warnings.
-
-    Raises:
-        UserError: There are errors; they are printed before.
-    """
+    """Look through the data and return the number of warnings; a UserError counts the errors."""
     for key in ("workers", "pictures", "listed"):
         if cfg[key] is not None and cfg[key] < 0:
             raise UserError(f"{key}={cfg[key]}, need 0 or more: change it")

@@ -21,6 +21,7 @@ from wsss_afa.types import IGNORE_INDEX
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
 
+
 def read_image(
     path: Path | IO[bytes], upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
 ) -> NDArray[np.uint8]:
@@ -44,8 +45,8 @@ def read_image(
     """
     with _decoding(path), open_image(path) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
-            size = f"{image.width}×{image.height} pixels"
-            raise UserError(f"{path} has {size}, need max_pixels={max_pixels} at most: make it smaller")
+            problem = f"has {image.width}×{image.height} pixels, more than max_pixels={max_pixels}"
+            raise UserError(f"{path} {problem}: make it smaller or raise max_pixels")
         if max_side is None:
             return _rgb(image, upright)
         size = _reduced(image.size, max_side)
@@ -78,11 +79,7 @@ def _reduced(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) of an image of any mode, made as `read_image` makes them.
-
-    Raises:
-        UserError: The image was opened but not yet decoded, and is broken.
-    """
+    """Pixels (H, W, 3) of an image, made as `read_image` makes them; a UserError says that it is broken."""
     with _decoding("the image"):
         return _rgb(image, upright)
 
@@ -142,11 +139,7 @@ def read_kind(file: Path | IO[bytes]) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Check that a path is that of a file, for reading from anything else may fail late or never end.
-
-    Raises:
-        UserError: It is not.
-    """
+    """Raise a UserError unless a path is that of a file: reading anything else may fail late or never end."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -171,11 +164,7 @@ def absent_files(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def require_files(folder: Path, names: list[str], split: str) -> None:
-    """Check that a folder holds the files of a split.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Raise a UserError unless a folder holds the files of a split."""
     absent = absent_files(folder, names)
     if absent:
         count = f"{len(absent)} of the {len(names)} files of split {split!r}"
@@ -218,5 +207,3 @@ def _decoding(path: Path | IO[bytes] | str) -> Iterator[None]:
     except Exception as error:  # decoders raise what they like on broken files
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}): copy it anew") from error
-
-

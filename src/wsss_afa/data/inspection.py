@@ -25,12 +25,9 @@ from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX
 
-CHUNK = 16
-"""Images that a process opens before it reports."""
-FEW = 10
-"""Images below which it may be chance that a class always comes with another."""
-IMBALANCE = 10
-"""Ratio of the most frequent class to the rarest from which balancing is worth trying."""
+CHUNK = 16  # images that a process opens before it reports
+FEW = 10  # images below which it may be chance that a class always comes with another
+IMBALANCE = 10  # ratio of the most frequent class to the rarest from which balancing is worth trying
 
 
 class Look(NamedTuple):
@@ -62,7 +59,7 @@ class Finding(NamedTuple):
 
 
 def look_at_all(images: SampleSet, workers: int) -> Iterator[Look]:
-    """Open all images of a split, in order, each with its mask, if it has one; 0 workers open in this process."""
+    """Open all images of a split, in order, each with its mask, if it has one; 0 workers are this process."""
     numbered = list(enumerate(getattr(images, "paths", [None] * len(images))))
     look, workers = partial(_look, images), min(workers, len(images) // CHUNK)
     for looks in DataLoader(cast(Any, numbered), CHUNK, num_workers=workers, collate_fn=look):
@@ -228,5 +225,6 @@ def _together(tags: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _spread(values: NDArray[Any]) -> dict[str, int]:
-    measures = {"min": np.min, "median": np.median, "max": np.max}
-    return {name: int(measure(values)) for name, measure in measures.items()} if len(values) else {}
+    if not len(values):
+        return {}
+    return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}

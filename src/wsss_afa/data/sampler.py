@@ -24,8 +24,7 @@ from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
-MAX_REPLACEMENTS = 20
-"""Images tried in the place of one that cannot be read."""
+MAX_REPLACEMENTS = 20  # images tried in the place of one that cannot be read
 _GRACE = 25  # seconds; SLURM kills 30 after SIGTERM
 
 

@@ -19,8 +19,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
 SPLITS = ("train", "val")
-MIN_SIZE = 32
-"""Pixels; below, textures and thin shapes vanish."""
+MIN_SIZE = 32  # pixels; below, textures and thin shapes vanish
 HUE_SPREAD = 0.03
 
 

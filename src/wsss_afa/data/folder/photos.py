@@ -87,14 +87,12 @@ def read_tables(root: Path, labels: str | None, separator: str | None) -> Table 
         return read_tags(path, separator)
     folders = [each for each in sorted(root.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
     tables = {each.name: read_tags(part, separator) for each in folders if (part := _tag_file(each))}
-    rows = [
-        row._replace(file=f"{name}/{row.file}", split=SPLITS[name.lower()])
-        for name, table in tables.items()
-        for row in table.rows
-    ]
-    declared = tuple(dict.fromkeys(name for table in tables.values() for name in table.class_names))
+    rows, declared = list[Row](), dict[str, None]()
+    for name, table in tables.items():
+        rows += [row._replace(file=f"{name}/{row.file}", split=SPLITS[name.lower()]) for row in table.rows]
+        declared |= dict.fromkeys(table.class_names)
     how = ", ".join(f"{name}/{table.how}" for name, table in tables.items())
-    return Table(rows, how, declared) if tables else None
+    return Table(rows, how, tuple(declared)) if tables else None
 
 
 def _tag_file(folder: Path) -> Path | None:
@@ -134,11 +132,7 @@ def class_folders(root: Path, photos: list[str]) -> Table:
 
 
 def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: bool) -> dict[str, Row]:
-    """The row of each photo that has one.
-
-    Raises:
-        UserError: A row means no photo, or several; a photo has two rows, or none.
-    """
+    """The row of each photo; a UserError says that rows and photos do not pair off, with notes."""
     by_name, rows, mistakes = group_by_name(photos), dict[str, Row](), list[str]()
     for row in table.rows:
         try:

@@ -22,11 +22,7 @@ Record = tuple[str, dict[str, Any]]
 
 
 def read_text(path: Path) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark.
-
-    Raises:
-        UserError: The file cannot be read or has another encoding.
-    """
+    """Decode UTF-8, or UTF-16 with a byte order mark; a UserError says that it has another encoding."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -54,7 +50,7 @@ def csv_records(path: Path) -> list[Record]:
         place = f"{path} line {reader.line_num}"
         raise UserError(f"{place} is no CSV ({error}): look for a stray quotation mark") from error
     if not lines:
-        raise UserError(f"{path} is empty, need a header such as `file,tags` and a line per image")
+        raise UserError(f"{path} is empty, need a header `file,tags` and a line per image: write them")
     header = [cell.strip() for cell in lines[0][1]]
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
         raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
@@ -64,26 +60,19 @@ def csv_records(path: Path) -> list[Record]:
     for where, cells in lines[1:]:
         if len(cells) != len(header):
             counts = f"{len(cells)} fields, its header {len(header)}"
-            raise UserError(f"{path} {where} has {counts}: put several tags in quotation marks")
+            remedy = "put tags in quotation marks, and keep the comma before an empty cell"
+            raise UserError(f"{path} {where} has {counts}: {remedy}")
     return [(where, dict(zip(header, cells, strict=True))) for where, cells in lines[1:]]
 
 
 def jsonl_records(path: Path) -> list[Record]:
-    """Read an object from each line.
-
-    Raises:
-        UserError: A line is no object.
-    """
+    """Read an object from each line; a UserError says that one holds something else."""
     lines = [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     return [_as_record(path, f"line {n}", parse_json(path, line, n)) for n, line in lines]
 
 
 def json_records(path: Path, content: Any) -> list[Record]:
-    """Take a list of objects as it is, and a mapping as pairs of ``file`` and ``tags``.
-
-    Raises:
-        UserError: It is neither.
-    """
+    """Take a list of objects as it is, and a mapping as pairs of file and tags; else raise a UserError."""
     if isinstance(content, dict):
         return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
     if isinstance(content, list):

@@ -68,7 +68,7 @@ FILES: dict[str, tuple[bytes, str | tuple[int, int]]] = {
     "cut off.jpg": (encoded("JPEG", quality=95)[:700], "truncated"),
     "cut off.png": (encoded("PNG")[:120], "truncated|broken"),
     "bomb.png": (png_of_size(12_000, 12_000), r"12000×12000 pixels, more than max_pixels=1000000"),
-    "worse bomb.png": (png_of_size(60_000, 60_000), r"more than 178956970 pixels, .*make it smaller"),
+    "worse bomb.png": (png_of_size(60_000, 60_000), r"more than 178956970 pixels: make it smaller"),
     "text.jpg": (b"I am no image.\n", r"\(of no known format\): copy it anew, or convert"),
     "damaged.png": (encoded("PNG").replace(b"IDAT", b"XDAT"), "cannot be read as an image"),
     "header only.bmp": (encoded("BMP")[:54], "truncated"),

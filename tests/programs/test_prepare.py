@@ -248,7 +248,7 @@ MISTAKES = {
     "image broken": (broken_voc(**{"JPEGImages/b.jpg": b"x"}), [], r"b\.jpg cannot be read"),
     "mask missing": (broken_voc(**{"SegmentationClass/c.png": None}), [], r"lacks 1 of the 1 files"),
     "mask of another size": (
-        broken_voc(**{"SegmentationClass/c.png": picture((9, 9), "PNG", 0, "L")}), [], "equal sizes",
+        broken_voc(**{"SegmentationClass/c.png": picture((9, 9), "PNG", 0, "L")}), [], "replace one of them",
     ),
     "mask of other labels": (
         broken_voc(**{"SegmentationClass/c.png": picture((24, 16), "PNG", 77, "L")}), [], "has label 77",

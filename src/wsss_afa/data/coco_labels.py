@@ -19,8 +19,7 @@ from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.files import write_whole
 from wsss_afa.types import IGNORE_INDEX
 
-COCO_FILE = "labels.json"
-"""In the folder of the labels."""
+COCO_FILE = "labels.json"  # in the folder of the labels
 
 
 def write_coco(folder: LabelFolder, class_names: Sequence[str]) -> None:

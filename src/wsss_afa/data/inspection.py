@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -153,10 +153,10 @@ def choose(tags: NDArray[np.bool_], count: int) -> list[int]:
 
 
 def _repeated(splits: Sequence[Split]) -> list[Finding]:
-    groups: dict[str, list[tuple[Split, int]]] = {}
+    groups = defaultdict[str, list[tuple[Split, int]]](list)
     for split in splits:
         for index, each in enumerate(split.looks):
-            groups.setdefault(each.digest, []).append((split, index))
+            groups[each.digest].append((split, index))
     return [_repetition(group) for digest, group in groups.items() if digest and len(group) > 1]
 
 

@@ -21,8 +21,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.types import Sample
 
-MANIFEST = "manifest.json"
-"""Beside the labels: the settings that they were made with."""
+MANIFEST = "manifest.json"  # beside the labels: the settings that they were made with
 
 
 class LabelFolder:

@@ -23,8 +23,7 @@ from wsss_afa.data.download import Source, download, partial_path, require_space
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 
-MANIFEST = "manifest.json"
-"""In the root: the archives with their hashes, and the counts of what they hold."""
+MANIFEST = "manifest.json"  # in the root: the archives with their hashes, and the counts of what they hold
 _BATCH = 16  # samples that are read between two steps of a progress bar
 
 

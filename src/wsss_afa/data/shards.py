@@ -110,9 +110,7 @@ class ShardSet:
     def __init__(self, manifest: Manifest, split: str, check: bool = False) -> None:
         if split not in manifest.splits:
             problem = f"{manifest.root} has the splits {', '.join(manifest.splits)}, need {split!r}"
-            raise UserError(
-                f"{problem}: write it, or set trainer.limit_val_batches=0 to go without validation"
-            )
+            raise UserError(f"{problem}: write it, or set trainer.limit_val_batches=0 to do without")
         self.class_names, self.shards = manifest.class_names, manifest.splits[split].shards
         self._root, self._upright = manifest.root, manifest.upright
         self._ends = np.cumsum([shard.images for shard in self.shards])

@@ -32,8 +32,7 @@ from wsss_afa.data.images import all_of, read_image, read_mask, shrink
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX, Sample
 
-UNUSED = "(unused)"
-"""Name of the class that takes the place of a 255th: no image has it."""
+UNUSED = "(unused)"  # name of the class that takes the place of a 255th: no image has it
 
 
 @dataclass(frozen=True)

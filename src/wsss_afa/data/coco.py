@@ -36,7 +36,6 @@ COCO_CLASSES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 """The 80 foreground classes in order of category id; mask value c + 1 is ``COCO_CLASSES[c]``."""
-_YEARS = (2014, 2017)
 _FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
 _FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
 
@@ -144,7 +143,7 @@ def _run_length(segmentation: Any, height: int, width: int) -> Any:
 
 
 def _locate(root: Path, split: str, year: int | None) -> tuple[Path, Path]:
-    for each in (year,) if year else _YEARS:
+    for each in (year,) if year else (2014, 2017):
         name = f"{split}{each}"
         annotations = root / "annotations" / f"instances_{name}.json"
         for folder in (root / name, root / "images" / name):

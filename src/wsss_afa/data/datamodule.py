@@ -111,11 +111,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
             self._val = self.make_set("val")
 
     def use_labels(self, folder: str | Path) -> None:
-        """Train on the label PNGs of a folder; ``setup("fit")`` comes first.
-
-        Raises:
-            UserError: The folder does not fit the training images.
-        """
+        """Train on a folder of label PNGs, or raise a UserError if it does not fit; ``setup`` comes first."""
         self._train = LabelledImages(self.train_set, folder)
 
     def train_dataloader(self) -> DrawLoader:

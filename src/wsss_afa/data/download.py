@@ -52,11 +52,11 @@ def download(
     timeout: float = 30.0,
     tell: Tell = lambda done: None,
 ) -> None:
-    """Fetch a file, or check it if it is there already.
+    """Fetch a file, or check it if it is there already; folders are made.
 
     Args:
         source: What to fetch.
-        path: Where it goes; folders are made.
+        path: Where it goes.
         attempts: Requests before giving up, at least 1.
         wait: Seconds before the second request, doubled before each further one up to half a minute.
         timeout: Seconds of silence after which a connection counts as broken.

@@ -14,11 +14,20 @@ from typing import IO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX
 
+_TURNS = {  # what brings an image of each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
 
 
@@ -51,8 +60,8 @@ def read_image(
             return _rgb(image, upright)
         size = _reduced(image.size, max_side)
         image.draft(image.mode, size)  # the next power of 2 that is not smaller
-        drafted, pixels = image.size, _rgb(image, upright)
-        turned = pixels.shape[1::-1] != drafted
+        pixels = _rgb(image, upright)
+        turned = pixels.shape[1::-1] != image.size
         return _resize(pixels, size[::-1] if turned else size, cv2.INTER_AREA)
 
 
@@ -184,7 +193,7 @@ def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
     image.load()
     if upright:
         with suppress(Exception):  # most have no such tag, and broken tags raise what they like
-            ImageOps.exif_transpose(image, in_place=True)  # which turns before it reads any other tag
+            image = image.transpose(_TURNS[image.getexif()[ExifTags.Base.Orientation]])
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert("RGB"))

@@ -28,11 +28,7 @@ _BATCH = 16  # samples that are read between two steps of a progress bar
 
 
 def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
-    """The record of a finished preparation, None where there is none.
-
-    Raises:
-        UserError: It is of another data set, cannot be read, or images have gone since.
-    """
+    """The record of a finished preparation, if any; a UserError says that it does not fit what is there."""
     path = root / MANIFEST
     if not path.exists():
         return None

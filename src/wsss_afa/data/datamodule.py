@@ -140,7 +140,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         place = {"num_steps": -(-length // self.batch_size)}
         if (trainer := self.trainer) is not None:
             if trainer.max_steps < 1:
-                raise UserError(f"trainer.max_steps is {trainer.max_steps}, need the run's number of steps")
+                raise UserError(f"trainer.max_steps is {trainer.max_steps}, need the number of steps: set it")
             place = {
                 "num_steps": trainer.max_steps,
                 "start_step": trainer.global_step,

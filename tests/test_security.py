@@ -236,7 +236,7 @@ def test_archives_stay_in_their_folder(kind, tmp_path):
         info = MEMBERS.get(kind) or tarfile.TarInfo("zeros")
         info.size = 0 if kind in MEMBERS else 2**25
         tar.addfile(info, io.BytesIO(bytes(info.size)))
-    with pytest.raises(UserError, match="need plain files below one folder"):
+    with pytest.raises(UserError, match="need plain files"):
         unpack([tmp_path / "x.tar.gz"], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar.gz"]
 

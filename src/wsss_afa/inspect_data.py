@@ -28,8 +28,8 @@ from wsss_afa.visualize import contact_sheet, save_figure
 def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
     """The splits that can be read, and what keeps the others from it."""
     sets, findings = dict[str, SampleSet](), list[Finding]()
+    as_stored = {"max_side": None} if "max_side" in cfg.data else {}
     try:
-        as_stored = {"max_side": None} if "max_side" in cfg.data else {}
         data: TaggedDataModule = instantiate(cfg.data, **as_stored)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
@@ -44,7 +44,6 @@ def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:
 
 
 def _layout(error: UserError) -> list[Finding]:
-    """The message of an error and its notes, which name what else is wrong."""
     return [Finding("error", "layout", line) for line in (str(error), *getattr(error, "__notes__", ()))]
 
 
@@ -57,11 +56,7 @@ def open_images(name: str, images: SampleSet, workers: int, console: Console) ->
 
 @entry_point("inspect_data")
 def main(cfg: DictConfig) -> float:
-    """Look through the data and return the number of warnings.
-
-    Raises:
-        UserError: There are errors; they are printed before.
-    """
+    """Look through the data and return the number of warnings; a UserError counts the errors."""
     for key in ("workers", "pictures", "listed"):
         if cfg[key] is not None and cfg[key] < 0:
             raise UserError(f"{key}={cfg[key]}, need 0 or more: change it")

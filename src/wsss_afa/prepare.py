@@ -18,7 +18,6 @@ from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.download import Source
 from wsss_afa.data.official import MANIFEST, fetch, find, read_manifest, survey, write_manifest
-from wsss_afa.data.shard_writer import pack
 
 
 def make(cfg: DictConfig, root: Path) -> dict[str, Any]:
@@ -56,16 +55,6 @@ def report(cfg: DictConfig, root: Path, manifest: dict[str, Any]) -> None:
     print(f"train      python -m wsss_afa.train +experiment={cfg.dataset.experiment} data.root={root}")
 
 
-def make_shards(cfg: DictConfig, root: Path) -> None:
-    """Write the prepared data set as shards beside its root, unless they are there."""
-    out = root.with_name(f"{root.name}_shards")
-    if (out / MANIFEST).exists():
-        print(f"{out} holds shards: nothing to do")
-        return
-    data = instantiate(cfg.dataset.data, root=str(root), num_workers=cfg.num_workers)
-    pack(data, out, cfg.shards, ["train", "val"])
-
-
 @entry_point("prepare")
 def main(cfg: DictConfig) -> float:
     """Prepare a data set and return the number of its images."""
@@ -75,8 +64,6 @@ def main(cfg: DictConfig) -> float:
         manifest = make(cfg, root)
     else:
         print(f"{root} holds {name}, {manifest['images']} images: nothing to do")
-    if cfg.shards is not None:
-        make_shards(cfg, root)
     return float(manifest["images"])
 
 

@@ -280,7 +280,7 @@ SAMPLES = {
     "mask value out of range": (mask(3), r"masks/a\.png has label 3, need 0 to 2 or 255: replace"),
     "foreground as 255": (
         one_class_mask,
-        r"a\.png has the labels 0 and 255, need 1 for the class, .*change it",
+        r"a\.png has the labels 0 and 255, need 1 for the class: change it",
     ),
     "mask missing": (mask(0, "b.png"), r"masks lacks 1 of the 1 masks of split 'val', a\.jpg first: add"),
 }

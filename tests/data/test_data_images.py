@@ -54,7 +54,7 @@ def test_coloured_or_misshapen_masks_are_refused(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "small.png")
     with pytest.raises(UserError, match="palette"):
         read_mask(tmp_path / "colour.png", (4, 4))
-    with pytest.raises(UserError, match="equal sizes"):
+    with pytest.raises(UserError, match="replace one of them"):
         read_mask(tmp_path / "small.png", (4, 5))
 
 

@@ -127,7 +127,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match=f"{name}.png has label 4, need 0 to 3"):
         LabelledImages(scenes, folder)[7]
     save_label(np.zeros((30, 32), np.uint8), folder / f"{name}.png")
-    with pytest.raises(UserError, match="equal sizes"):
+    with pytest.raises(UserError, match="replace one of them"):
         LabelledImages(scenes, folder)[7]
     other = LabelFolder(tmp_path / "other", {"class_names": ["cat", "dog"]})
     with pytest.raises(UserError, match="labels of the classes"):

@@ -22,9 +22,7 @@ from wsss_afa.data.download import require_space
 from wsss_afa.errors import UserError
 
 MAX_ENTRIES = 1_000_000
-"""Most entries of an archive."""
-MAX_RATIO = 50
-"""Most times that an archive's files are larger than the archive; annotations in JSON reach about ten."""
+MAX_RATIO = 50  # of an archive's files to the archive; annotations in JSON reach about ten
 _ALLOWANCE = 2**24  # bytes that an archive may unpack to whatever its ratio
 _DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
@@ -74,11 +72,7 @@ def unpack(
 
 
 def list_files(archive: Path) -> dict[PurePosixPath, int]:
-    """Bytes of an archive's files by their paths, once every entry has been found harmless.
-
-    Raises:
-        UserError: the archive is missing, damaged or not safe.
-    """
+    """Bytes of an archive's files by their paths; a UserError says that it is missing, damaged or unsafe."""
     files, total = dict[PurePosixPath, int](), 0
     try:
         limit = MAX_RATIO * archive.stat().st_size + _ALLOWANCE
@@ -92,10 +86,8 @@ def list_files(archive: Path) -> dict[PurePosixPath, int]:
                     f"more than {limit / 1e6:.0f} MB": total > limit,
                     f"more than {MAX_ENTRIES} entries": count > MAX_ENTRIES,
                 }
-                for problem, found in problems.items():
-                    if found:
-                        remedy = "need plain files below one folder: copy the official archive"
-                        raise UserError(f"{archive} has {problem}, {remedy}")
+                if problem := next((problem for problem, found in problems.items() if found), ""):
+                    raise UserError(f"{archive} has {problem}, need plain files: copy the official archive")
                 files |= {} if is_folder else {path: size}
     except OSError as error:
         raise UserError(f"{archive} cannot be read ({error}): copy it anew") from error
@@ -104,7 +96,6 @@ def list_files(archive: Path) -> dict[PurePosixPath, int]:
 
 @contextmanager
 def _open(archive: Path) -> Iterator[tuple[Iterable[Any], Callable[[Any, Path], Any]]]:
-    """The entries of an archive, and what extracts one; errors of the archive itself become the user's."""
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
@@ -117,7 +108,6 @@ def _open(archive: Path) -> Iterator[tuple[Iterable[Any], Callable[[Any, Path], 
 
 
 def _describe(member: tarfile.TarInfo | zipfile.ZipInfo) -> tuple[str, int, bool, bool]:
-    """Name, bytes, whether it is a folder, and whether it is a folder or a file."""
     if isinstance(member, tarfile.TarInfo):
         return member.name, member.size, member.isdir(), member.isdir() or member.isreg()
     kind = stat.S_IFMT(member.external_attr >> 16)
@@ -125,9 +115,9 @@ def _describe(member: tarfile.TarInfo | zipfile.ZipInfo) -> tuple[str, int, bool
 
 
 def _require_same(listed: dict[Path, dict[PurePosixPath, int]], target: Path, folder: str) -> None:
-    wanted = [(archive, path, size) for archive, files in listed.items() for path, size in files.items()]
+    wanted = [(archive, *item) for archive, files in listed.items() for item in files.items()]
     for archive, path, size in wanted:
         there = target / path.relative_to(folder) if path.is_relative_to(folder) else None
         if there and not (there.is_file() and there.stat().st_size == size):
-            problem = f"is there without {path.name} of {archive.name}, need a new folder"
-            raise UserError(f"{target} {problem}: set root to another, or move it away")
+            problem = f"is there without {path.name} of {archive.name}"
+            raise UserError(f"{target} {problem}, need a new folder: set root to another")

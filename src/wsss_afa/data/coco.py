@@ -36,13 +36,11 @@ COCO_CLASSES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 """The 80 foreground classes in order of category id; mask value c + 1 is ``COCO_CLASSES[c]``."""
-_YEARS = (2014, 2017)
 _FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
 _FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
 
 
-Region = tuple[int, Any]
-"""Mask value, c + 1 or 255 for a crowd; polygons (x, y, x, y, …) in pixels, or a run length."""
+Region = tuple[int, Any]  # mask value, 255 for a crowd; polygons (x, y, …) in pixels, or a run length
 
 
 class COCO:
@@ -111,10 +109,8 @@ class COCO:
         sample = Sample(image=image, class_label=label, name=Path(file_name).stem)
         if self._regions is not None:
             if image.shape[:2] != self._sizes[index]:
-                raise UserError(
-                    f"{self._folder / file_name} is {image.shape[:2]} pixels, its annotation says "
-                    f"{self._sizes[index]}: need equal sizes, copy the original image"
-                )
+                problem = f"is {image.shape[:2]} pixels, its annotation says {self._sizes[index]}"
+                raise UserError(f"{self._folder / file_name} {problem}: copy the original image")
             path = self._cache / f"{sample['name']}.png"
             if not path.exists():
                 _keep(path, _rasterize(self._regions[index], *self._sizes[index]))
@@ -123,7 +119,6 @@ class COCO:
 
 
 def _rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uint8]:
-    """Paint regions by area, the largest first, on a background of 0."""
     mask = np.zeros((height, width), np.uint8)
     layers = [(_run_length(segmentation, height, width), label) for label, segmentation in regions]
     with warnings.catch_warnings():  # under NumPy 2 pycocotools calls what NumPy deprecates
@@ -134,7 +129,6 @@ def _rasterize(regions: list[Region], height: int, width: int) -> NDArray[np.uin
 
 
 def _run_length(segmentation: Any, height: int, width: int) -> Any:
-    """As pycocotools, written in C, has it; it believes any coordinates and sizes."""
     if isinstance(segmentation, list):
         polygons = [polygon.tolist() for polygon in segmentation]
         if not all(np.abs(polygon).max(initial=0) <= 2 * max(height, width) for polygon in segmentation):
@@ -149,21 +143,18 @@ def _run_length(segmentation: Any, height: int, width: int) -> Any:
 
 
 def _locate(root: Path, split: str, year: int | None) -> tuple[Path, Path]:
-    for each in (year,) if year else _YEARS:
+    for each in (year,) if year else (2014, 2017):
         name = f"{split}{each}"
         annotations = root / "annotations" / f"instances_{name}.json"
         for folder in (root / name, root / "images" / name):
             if annotations.is_file() and folder.is_dir():
                 return annotations, folder
     wanted = f"{split}{year or '2014 or 2017'}"
-    raise UserError(
-        f"data.root={root} has no {wanted}, need annotations/instances_{split}YEAR.json and "
-        f"{split}YEAR/*.jpg: set data.root to the folder that holds both"
-    )
+    need = f"need annotations/instances_{split}YEAR.json and {split}YEAR/*.jpg"
+    raise UserError(f"data.root={root} has no {wanted}, {need}: set data.root to the folder of both")
 
 
 def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Keep the keys only, dropping the rest while the file is parsed, and numbers as arrays."""
 
     def slim(item: dict[str, Any]) -> dict[str, Any]:
         kept = {key: item[key] for key in keys if key in item}
@@ -185,7 +176,6 @@ def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
-    """Category id to class index."""
     ordered = sorted(categories, key=lambda category: category["id"])
     if tuple(category["name"] for category in ordered) != COCO_CLASSES:
         raise UserError(f"{path} has {len(ordered)} categories, need COCO's own 80: copy the original file")
@@ -193,11 +183,7 @@ def _classes(categories: list[dict[str, Any]], path: Path) -> dict[int, int]:
 
 
 def read_category_ids(path: Path) -> dict[str, int]:
-    """COCO's ids, of 1 to 90, by class name in order of id; the id of class c is no mask value, c + 1 is.
-
-    Raises:
-        UserError: the file is not COCO's.
-    """
+    """COCO's ids, of 1 to 90, by class name in order of id; a UserError says that the file is not COCO's."""
     content = _parse(path, ("images", "annotations", "categories", "id", "name"))
     return {COCO_CLASSES[index]: key for key, index in _classes(content["categories"], path).items()}
 

@@ -19,17 +19,11 @@ from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.files import write_whole
 from wsss_afa.types import IGNORE_INDEX
 
-COCO_FILE = "labels.json"
-"""In the folder of the labels."""
+COCO_FILE = "labels.json"  # in the folder of the labels
 
 
 def write_coco(folder: LabelFolder, class_names: Sequence[str]) -> None:
-    """Write all labels of a folder to ``labels.json`` in it.
-
-    Args:
-        folder: Of the labels.
-        class_names: C foreground classes, in order.
-    """
+    """Write all labels of a folder, of C foreground classes in order, to ``labels.json`` in it."""
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for image_id, name in enumerate(folder.names(), 1):
         with open_image(folder.path(name)) as image:

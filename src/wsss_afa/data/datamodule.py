@@ -98,21 +98,12 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         """The images of ``train``, without masks, or of ``val``, with masks if they have any."""
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise images as a method's backbone wants them; ImageNet's numbers stand until then.
-
-        Args:
-            mean: RGB in 0…255 units.
-            std: RGB in 0…255 units.
-        """
+        """Normalise by an RGB mean and deviation in 0…255 units; until then ImageNet's are used."""
         self._train_transform = TrainTransform(self.crop_size, self.scale, self.flip, mean, std)
         self.eval_transform = EvalTransform(mean, std)
 
     def setup(self, stage: str) -> None:
-        """Find the files of the stage.
-
-        Raises:
-            UserError: Files are missing or not laid out as expected.
-        """
+        """Find the files of the stage; a UserError says that some are missing or not laid out as expected."""
         if stage == "fit" and self._train is None:
             self._train = self.make_set("train")
         validates = self.trainer.limit_val_batches > 0 if self.trainer else stage == "validate"
@@ -120,11 +111,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
             self._val = self.make_set("val")
 
     def use_labels(self, folder: str | Path) -> None:
-        """Train on the label PNGs of a folder; ``setup("fit")`` comes first.
-
-        Raises:
-            UserError: The folder does not fit the training images.
-        """
+        """Train on a folder of label PNGs, or raise a UserError if it does not fit; ``setup`` comes first."""
         self._train = LabelledImages(self.train_set, folder)
 
     def train_dataloader(self) -> DrawLoader:
@@ -153,8 +140,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         place = {"num_steps": -(-length // self.batch_size)}
         if (trainer := self.trainer) is not None:
             if trainer.max_steps < 1:
-                steps = f"trainer.max_steps is {trainer.max_steps}"
-                raise UserError(f"{steps}, need the run's number of optimiser steps: set it")
+                raise UserError(f"trainer.max_steps is {trainer.max_steps}, need the number of steps: set it")
             place = {
                 "num_steps": trainer.max_steps,
                 "start_step": trainer.global_step,

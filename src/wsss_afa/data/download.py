@@ -24,19 +24,15 @@ _CHUNK = 2**18
 _LONGEST_WAIT = 30.0
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # states of a server that another request may find gone
 
-Tell = Callable[[int], None]
-"""Called with the bytes that are there."""
+Tell = Callable[[int], None]  # called with the bytes that are there
 
 
 class Source(NamedTuple):
     """A file on a server."""
 
-    url: str
-    """http or https."""
-    size: int
-    """Bytes."""
-    checksum: str
-    """``md5:…`` or ``sha256:…`` in hexadecimal digits."""
+    url: str  # http or https
+    size: int  # bytes
+    checksum: str  # md5:… or sha256:… in hexadecimal digits
 
     @property
     def name(self) -> str:
@@ -56,11 +52,11 @@ def download(
     timeout: float = 30.0,
     tell: Tell = lambda done: None,
 ) -> None:
-    """Fetch a file, or check it if it is there already.
+    """Fetch a file, or check it if it is there already; folders are made.
 
     Args:
         source: What to fetch.
-        path: Where it goes; folders are made.
+        path: Where it goes.
         attempts: Requests before giving up, at least 1.
         wait: Seconds before the second request, doubled before each further one up to half a minute.
         timeout: Seconds of silence after which a connection counts as broken.
@@ -86,18 +82,14 @@ def download(
             except _BrokenOffError as error:
                 reason = str(error)
         else:
-            raise UserError(
-                f"{source.url} failed {attempts} times, last: {reason}; {_size(partial)} bytes are kept: run "
-                "again to go on"
-            )
+            problem = f"failed {attempts} times, last: {reason}; {_size(partial)} bytes are kept"
+            raise UserError(f"{source.url} {problem}: run again to go on")
         try:
             verify(partial, source)
         except UserError:
             partial.unlink()  # else the next run would go on from wrong bytes
-            raise UserError(
-                f"{source.url} sent other bytes than {source.checksum} says and they are deleted: run again, "
-                "or set base_url to a mirror"
-            ) from None
+            problem = f"sent other bytes than {source.checksum} says and they are deleted"
+            raise UserError(f"{source.url} {problem}: run again, or set base_url to a mirror") from None
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): free the disk or choose another one") from error
@@ -109,11 +101,7 @@ def partial_path(path: Path) -> Path:
 
 
 def verify(path: Path, source: Source) -> None:
-    """Check the length and the checksum of a file.
-
-    Raises:
-        UserError: It is another file than the source's, or cannot be read.
-    """
+    """Raise a UserError unless a file can be read and has the source's length and checksum."""
     algorithm = source.checksum.partition(":")[0]
     if algorithm not in ("md5", "sha256"):
         raise UserError(f"checksum={source.checksum}, need md5:… or sha256:…: mend it")
@@ -130,21 +118,15 @@ def verify(path: Path, source: Source) -> None:
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Check that a disk holds ``size`` more bytes; the folder need not exist yet.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Raise a UserError unless a disk holds ``size`` more bytes; the folder need not exist yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < size:
-        raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, need {size / 1e9:.1f} GB: free some or choose another"
-        )
+        space = f"{free / 1e9:.1f} GB free, need {size / 1e9:.1f} GB"
+        raise UserError(f"{folder} has {space}: free some or choose another")
 
 
 def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
-    """Fetch what is missing, in one request."""
     if (done := _size(partial)) > source.size:
         partial.unlink()
         done = 0
@@ -159,10 +141,7 @@ def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
         answer = f"answered {error.code} {error.reason}"
         if error.code in _PASSING:
             raise _BrokenOffError(f"it {answer}") from error
-        raise UserError(
-            f"{source.url} {answer}, need the file: check base_url, or copy the file and set archives to its "
-            "folder"
-        ) from error
+        raise UserError(f"{source.url} {answer}, need the file: check base_url or set archives") from error
     with response:
         done = _first_byte(response, source, done)
         require_space(partial.parent, source.size - done)
@@ -183,7 +162,6 @@ def _request(source: Source, partial: Path, timeout: float, tell: Tell) -> None:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """What fails in here, unlike the writing of a file, is worth another request."""
     try:
         yield
     except HTTPError:
@@ -194,7 +172,6 @@ def _network() -> Iterator[None]:
 
 
 def _first_byte(response: HTTPResponse, source: Source, done: int) -> int:
-    """The place of the first byte that the server sends; the length that it gives must be the source's."""
     if response.status == 206:  # Content-Range: bytes 5-9/10
         part, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if part.partition("-")[0] != str(done):
@@ -202,9 +179,7 @@ def _first_byte(response: HTTPResponse, source: Source, done: int) -> int:
     else:
         done, total = 0, response.headers.get("Content-Length", "")
     if total.isdecimal() and int(total) != source.size:
-        raise UserError(
-            f"{source.url} offers {total} bytes, need {source.size}: it is another file, check base_url"
-        )
+        raise UserError(f"{source.url} offers {total} bytes, need {source.size}: check base_url")
     return done
 
 

@@ -14,14 +14,12 @@ from typing import IO
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX
 
-_ORIENTATION = 0x0112
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
-_TURNS = {
+_TURNS = {  # what brings an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,7 +28,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of each EXIF orientation upright."""
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
 
 
 def read_image(
@@ -56,26 +54,22 @@ def read_image(
     """
     with _decoding(path), open_image(path) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
-            raise UserError(
-                f"{path} has {image.width}×{image.height} pixels, more than max_pixels={max_pixels}: "
-                "make it smaller or raise max_pixels"
-            )
+            problem = f"has {image.width}×{image.height} pixels, more than max_pixels={max_pixels}"
+            raise UserError(f"{path} {problem}: make it smaller or raise max_pixels")
         if max_side is None:
             return _rgb(image, upright)
         size = _reduced(image.size, max_side)
         image.draft(image.mode, size)  # the next power of 2 that is not smaller
         pixels = _rgb(image, upright)
-        turned = pixels.shape[:2] != (image.height, image.width)
+        turned = pixels.shape[1::-1] != image.size
         return _resize(pixels, size[::-1] if turned else size, cv2.INTER_AREA)
 
 
 def shrink(image: NDArray[np.uint8], max_side: int | None, nearest: bool = False) -> NDArray[np.uint8]:
     """Reduce an image or mask so that its longer side is ``max_side`` at most.
 
-    Args:
-        image: (H, W, 3), or (H, W).
-        max_side: In pixels; None changes nothing.
-        nearest: Whether to pick pixels, as labels need it, in place of averaging them.
+    The image is (H, W, 3) or (H, W); None changes nothing. Labels need ``nearest``, which picks pixels where
+    others are averaged.
     """
     if max_side is None or max(image.shape[:2]) <= max_side:
         return image
@@ -89,17 +83,12 @@ def _resize(image: NDArray[np.uint8], size: tuple[int, int], how: int) -> NDArra
 
 
 def _reduced(size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """Width and height with ``max_side`` as the longer, or as they are."""
     ratio = min(1.0, max_side / max(size))
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
 
 def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) of an image of any mode, made as `read_image` makes them.
-
-    Raises:
-        UserError: The image was opened but not yet decoded, and is broken.
-    """
+    """Pixels (H, W, 3) of an image, made as `read_image` makes them; a UserError says that it is broken."""
     with _decoding("the image"):
         return _rgb(image, upright)
 
@@ -123,19 +112,13 @@ def read_mask(
     """
     with _decoding(path), open_image(path) as image:
         if image.mode not in ("P", "L"):
-            raise UserError(
-                f"{path} has mode {image.mode}, need one label per pixel: save it as a palette PNG"
-            )
+            raise UserError(f"{path} has mode {image.mode}, need labels: save it as a palette PNG")
         mask = np.array(image)
     if mask.shape != size:
-        raise UserError(
-            f"{path} is {mask.shape} pixels, its image {size}: need equal sizes, replace one of them"
-        )
+        raise UserError(f"{path} is {mask.shape} pixels, its image {size}: replace one of them")
     worst = mask.max(initial=0, where=mask != IGNORE_INDEX)
     if worst > num_classes:
-        raise UserError(
-            f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace the mask"
-        )
+        raise UserError(f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace it")
     return mask
 
 
@@ -165,11 +148,7 @@ def read_kind(file: Path | IO[bytes]) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Check that a path is that of a file, for reading from anything else may fail late or never end.
-
-    Raises:
-        UserError: It is not.
-    """
+    """Raise a UserError unless a path is that of a file: reading anything else may fail late or never end."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -194,18 +173,12 @@ def absent_files(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def require_files(folder: Path, names: list[str], split: str) -> None:
-    """Check that a folder holds the files of a split.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Raise a UserError unless a folder holds the files of a split."""
     absent = absent_files(folder, names)
     if absent:
-        raise all_of([
-            f"{folder} lacks {len(absent)} of the {len(names)} files of split {split!r}, {absent[0]} first: "
-            "copy them or choose another split",
-            *(f"{folder / name} is missing: copy it" for name in absent[1:]),
-        ])  # fmt: skip
+        count = f"{len(absent)} of the {len(names)} files of split {split!r}"
+        others = [f"{folder / name} is missing: copy it" for name in absent[1:]]
+        raise all_of([f"{folder} lacks {count}, {absent[0]} first: copy them", *others])
 
 
 def all_of(lines: list[str]) -> UserError:
@@ -220,7 +193,7 @@ def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
     image.load()
     if upright:
         with suppress(Exception):  # most have no such tag, and broken tags raise what they like
-            image = image.transpose(_TURNS[image.getexif()[_ORIENTATION]])
+            image = image.transpose(_TURNS[image.getexif()[ExifTags.Base.Orientation]])
     if image.mode.startswith("I"):
         image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert("RGB"))
@@ -228,7 +201,6 @@ def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
 
 @contextmanager
 def _decoding(path: Path | IO[bytes] | str) -> Iterator[None]:
-    """One line for whatever a decoder raises; what it warns of is tags, not pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -237,30 +209,10 @@ def _decoding(path: Path | IO[bytes] | str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise UserError(
-            f"{path} has more than {limit} pixels, which Pillow refuses: make it smaller"
-        ) from error
+        raise UserError(f"{path} has more than {limit} pixels: make it smaller") from error
     except UnidentifiedImageError as error:
-        kind, remedy = _kind(path)
-        raise UserError(f"{path} cannot be read as an image ({kind}): {remedy}") from error
+        problem = "cannot be read as an image (of no known format)"
+        raise UserError(f"{path} {problem}: copy it anew, or convert it to JPEG or PNG") from error
     except Exception as error:  # decoders raise what they like on broken files
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}): copy it anew") from error
-
-
-def _kind(path: Path | IO[bytes] | str) -> tuple[str, str]:
-    """What a file is that no decoder knows, and what to do about it."""
-    if not isinstance(path, Path):
-        return "of no known format", "copy it anew"
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        return "empty", "copy it anew"
-    brand = head[8:11] if head[4:8] == b"ftyp" else b""
-    if brand in (b"hei", b"hev", b"mif"):
-        return "a HEIC photo", "convert it to JPEG"
-    if brand or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI ":
-        return "a video", "save a frame of it as JPEG"
-    if b"<svg" in head:
-        return "an SVG drawing", "export it as PNG"
-    return "of no known format", "copy it anew, or convert it to JPEG or PNG"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,62 +25,41 @@ from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX
 
-CHUNK = 16
-"""Images that a process opens before it reports."""
-FEW = 10
-"""Images below which it may be chance that a class always comes with another."""
-IMBALANCE = 10
-"""Ratio of the most frequent class to the rarest from which balancing is worth trying."""
+CHUNK = 16  # images that a process opens before it reports
+FEW = 10  # images below which it may be chance that a class always comes with another
+IMBALANCE = 10  # ratio of the most frequent class to the rarest from which balancing is worth trying
 
 
 class Look(NamedTuple):
     """What opening one image told."""
 
-    place: str
-    """Its file, or its name where it has none; empty if neither is known."""
-    problem: str
-    """Why training or evaluation could not use it, in one line with the remedy; empty if they can."""
-    size: tuple[int, int]
-    """(H, W) in pixels; zeros if it cannot be used."""
-    kind: str
-    """Format and colours of its file, such as "JPEG RGB"; empty if unknown."""
-    digest: str
-    """Equal for equal content; empty if it cannot be read."""
-    labels: tuple[int, ...]
-    """Values in its mask; empty without one."""
+    place: str  # its file, or its name where it has none; empty if neither is known
+    problem: str  # why it cannot be used, in one line with the remedy; empty if it can
+    size: tuple[int, int]  # (H, W) in pixels; zeros if it cannot be used
+    kind: str  # format and colours of its file, such as "JPEG RGB"; empty if unknown
+    digest: str  # equal for equal content; empty if it cannot be read
+    labels: tuple[int, ...]  # values in its mask; empty without one
 
 
 class Split(NamedTuple):
     """One split after every image was opened."""
 
-    name: str
-    """train or val."""
-    class_names: tuple[str, ...]
-    """C foreground classes."""
-    tags: NDArray[np.bool_]
-    """(n, C)."""
-    looks: list[Look]
-    """Of its n images, in order."""
+    name: str  # train or val
+    class_names: tuple[str, ...]  # C foreground classes
+    tags: NDArray[np.bool_]  # (n, C)
+    looks: list[Look]  # of its n images, in order
 
 
 class Finding(NamedTuple):
     """Something that the user may want to mend."""
 
-    level: str
-    """``error`` if a run would stop or its score would be wrong, else ``warning``."""
-    kind: str
-    """unreadable, leak, duplicate, mask or tags; ``layout`` if a split could not be read at all."""
-    message: str
-    """File, problem and remedy in one line."""
+    level: str  # "error" if a run would stop or its score would be wrong, else "warning"
+    kind: str  # unreadable, leak, duplicate, mask or tags; layout if a split could not be read at all
+    message: str  # file, problem and remedy in one line
 
 
 def look_at_all(images: SampleSet, workers: int) -> Iterator[Look]:
-    """Open all images, in order, each with its mask, if it has one.
-
-    Args:
-        images: One split.
-        workers: Processes that open them; 0 opens in this one.
-    """
+    """Open all images of a split, in order, each with its mask, if it has one; 0 workers are this process."""
     numbered = list(enumerate(getattr(images, "paths", [None] * len(images))))
     look, workers = partial(_look, images), min(workers, len(images) // CHUNK)
     for looks in DataLoader(cast(Any, numbered), CHUNK, num_workers=workers, collate_fn=look):
@@ -174,16 +153,14 @@ def choose(tags: NDArray[np.bool_], count: int) -> list[int]:
 
 
 def _repeated(splits: Sequence[Split]) -> list[Finding]:
-    """One finding for each content that several images have."""
-    groups: dict[str, list[tuple[Split, int]]] = {}
+    groups = defaultdict[str, list[tuple[Split, int]]](list)
     for split in splits:
         for index, each in enumerate(split.looks):
-            groups.setdefault(each.digest, []).append((split, index))
+            groups[each.digest].append((split, index))
     return [_repetition(group) for digest, group in groups.items() if digest and len(group) > 1]
 
 
 def _repetition(group: list[tuple[Split, int]]) -> Finding:
-    """The first image and the worst of its copies: in the other split, else with other tags."""
     first = group[0]
     across = [each for each in group if each[0] is not first[0]]
     contrary = [each for each in group if name_tags(*each) != name_tags(*first)]
@@ -208,7 +185,6 @@ def name_tags(split: Split, index: int) -> str:
 
 
 def _strange_masks(split: Split) -> Iterator[Finding]:
-    """Masks that disagree with the tags, though a score can be computed from them."""
     for each, tags in zip(split.looks, split.tags, strict=True):
         shown = {label - 1 for label in each.labels} - {-1, IGNORE_INDEX - 1}
         untagged = [split.class_names[label] for label in sorted(shown) if not tags[label]]
@@ -221,7 +197,6 @@ def _strange_masks(split: Split) -> Iterator[Finding]:
 
 
 def _poor_tags(split: Split) -> Iterator[Finding]:
-    """What makes classes hard or impossible to learn from tags."""
     together, names = _together(split.tags), split.class_names
     totals = together.diagonal()
     empty = [name for name, total in zip(names, totals, strict=True) if not total and name != UNUSED]
@@ -245,8 +220,7 @@ def _shorten(names: list[str], most: int = 5) -> str:
 
 
 def _together(tags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Images that show both classes, (C, C); the diagonal counts each class."""
-    counts = tags.astype(np.float32)
+    counts = tags.astype(np.float32)  # for BLAS; the diagonal counts each class
     return np.asarray((counts.T @ counts).round().astype(np.int64))
 
 

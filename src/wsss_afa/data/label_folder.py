@@ -21,8 +21,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.types import Sample
 
-MANIFEST = "manifest.json"
-"""Beside the labels: the settings that they were made with."""
+MANIFEST = "manifest.json"  # beside the labels: the settings that they were made with
 
 
 class LabelFolder:
@@ -50,7 +49,7 @@ class LabelFolder:
         return [path.relative_to(self.root).with_suffix("").as_posix() for path in find_labels(self.root)]
 
     def path(self, name: str) -> Path:
-        """Where the label of an image is or will be; a UserError says that its name leads out."""
+        """Where the label of an image is or will be, as ``label_path`` says."""
         return label_path(self.root, name)
 
 
@@ -69,22 +68,16 @@ class LabelledImages:
     def __init__(self, images: SampleSet, folder: str | Path) -> None:
         self.images, self.folder = images, Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise UserError(
-                f"labels={folder}: no such folder; write one with python -m wsss_afa.pseudo_labels"
-            )
+            raise UserError(f"labels={folder}: no such folder; write it with wsss_afa.pseudo_labels")
         if (self.folder / MANIFEST).exists():
             found = _read_manifest(self.folder).get("class_names")
             if found != list(images.class_names):
-                raise UserError(
-                    f"labels={folder} has labels of the classes {found}, the data has "
-                    f"{list(images.class_names)}: use labels that were made for this data"
-                )
+                classes = f"the classes {found}, the data has {list(images.class_names)}"
+                raise UserError(f"labels={folder} has labels of {classes}: use labels of this data")
         count = len(find_labels(self.folder))
         if count < len(images):
-            raise UserError(
-                f"labels={folder} has {count} PNGs, need one for each of the {len(images)} training images: "
-                "write the rest, which goes on where it stopped, or train on fewer images"
-            )
+            need = f"need one for each of the {len(images)} training images"
+            raise UserError(f"labels={folder} has {count} PNGs, {need}: write the rest")
         self.class_names = images.class_names
 
     @property
@@ -108,11 +101,7 @@ def find_labels(folder: Path) -> list[Path]:
 
 
 def label_path(folder: Path, name: str) -> Path:
-    """Where an image's label lies.
-
-    Raises:
-        UserError: The name leads out of the folder.
-    """
+    """Where an image's label lies; a UserError says that the name leads out of the folder."""
     path = folder / f"{name}.png"
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"the image name {name!r} leads out of {folder}: rename the image")
@@ -124,9 +113,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is no manifest ({error}): choose another folder, or delete this one"
-        ) from error
+        raise UserError(f"{path} is no manifest ({error}): choose another folder") from error
 
 
 def _check_settings(root: Path, wanted: dict[str, Any]) -> None:
@@ -135,7 +122,5 @@ def _check_settings(root: Path, wanted: dict[str, Any]) -> None:
     found = _read_manifest(root)
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
-            raise UserError(
-                f"out={root} has labels of {key}={found.get(key)}, this run makes {key}={wanted.get(key)}: "
-                "choose another folder, or the same settings"
-            )
+            problem = f"labels of {key}={found.get(key)}, this run makes {key}={wanted.get(key)}"
+            raise UserError(f"out={root} has {problem}: choose another folder")

@@ -23,17 +23,12 @@ from wsss_afa.data.download import Source, download, partial_path, require_space
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 
-MANIFEST = "manifest.json"
-"""In the root: the archives with their hashes, and the counts of what they hold."""
+MANIFEST = "manifest.json"  # in the root: the archives with their hashes, and the counts of what they hold
 _BATCH = 16  # samples that are read between two steps of a progress bar
 
 
 def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
-    """The record of a finished preparation, None where there is none.
-
-    Raises:
-        UserError: It is of another data set, cannot be read, or images have gone since.
-    """
+    """The record of a finished preparation, if any; a UserError says that it does not fit what is there."""
     path = root / MANIFEST
     if not path.exists():
         return None
@@ -46,9 +41,8 @@ def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
         raise UserError(f"root={root} holds {made}, need a folder for {dataset}: set root to another")
     found = _count_images(root)
     if found != images:
-        raise UserError(
-            f"root={root} has {found} images, its {MANIFEST} says {images}: delete the folder and run again"
-        )
+        counts = f"{found} images, its {MANIFEST} says {images}"
+        raise UserError(f"root={root} has {counts}: delete the folder and run again")
     return manifest
 
 
@@ -65,23 +59,15 @@ def fetch(sources: list[Source], folder: Path, attempts: int, wait: float, timeo
     with Progress(*columns) as bar:
         tasks = [bar.add_task(source.name, total=source.size) for source in sources]
         for source, path, task in zip(sources, paths, tasks, strict=True):
-            show = partial(_show, bar, task)
-            download(source, path, attempts, wait, timeout, show)
-            show(source.size)
+            download(source, path, attempts, wait, timeout, partial(_show, bar, task))
+            _show(bar, task, source.size)
 
 
 def find(sources: list[Source], folder: Path) -> None:
-    """Check archives that are there already; nothing is downloaded.
-
-    Raises:
-        UserError: One is missing or another file.
-    """
+    """Check archives that are there already; a UserError says that one is missing or another file."""
     for source in sources:
         if not (folder / source.name).is_file():
-            raise UserError(
-                f"archives={folder} lacks {source.name}: copy it from {source.url}, or leave archives out to "
-                "download"
-            )
+            raise UserError(f"archives={folder} lacks {source.name}: copy it from {source.url}")
         verify(folder / source.name, source)
 
 
@@ -90,11 +76,8 @@ def survey(
 ) -> dict[str, dict[str, Any]]:
     """Open and count every split, and read those with masks, which draws the masks that are drawn.
 
-    Args:
-        dataset: A file of ``conf/dataset``.
-        root: The unpacked folder.
-        reader: Opens a split by its keywords ``split`` and ``with_mask``.
-        num_workers: Processes that read; no more than there are cores.
+    ``dataset`` is a file of ``conf/dataset``; ``reader`` opens a split of the unpacked folder by its keywords
+    ``split`` and ``with_mask``. Reading takes no more processes than there are cores.
 
     Returns:
         By split, the number of images and of masks, and the images of each class.
@@ -120,19 +103,12 @@ def survey(
 def write_manifest(
     dataset: DictConfig, root: Path, sources: list[Source], splits: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write ``manifest.json`` and return what it says; of COCO's classes, the category ids as well.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write ``manifest.json`` and return what it says, category ids of COCO's classes included."""
     ids = read_category_ids(root / dataset.categories) if dataset.categories else {}
     manifest = {
         "dataset": dataset.name,
         "library": f"wsss-afa {__version__}",
-        "archives": {
-            source.name: {"url": source.url, "bytes": source.size, "checksum": source.checksum}
-            for source in sources
-        },
+        "archives": {s.name: {"url": s.url, "bytes": s.size, "checksum": s.checksum} for s in sources},
         "images": dataset.images,
         "splits": splits,
         "classes": [
@@ -149,8 +125,7 @@ def write_manifest(
 
 
 def _count_images(root: Path) -> int:
-    """Photographs below a folder, those without annotations included."""
-    return sum(name.endswith(".jpg") for _, _, names in os.walk(root) for name in names)
+    return sum(1 for _ in root.rglob("*.jpg"))
 
 
 def _show(bar: Progress, task: TaskID, done: int) -> None:

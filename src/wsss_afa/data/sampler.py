@@ -24,18 +24,15 @@ from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
-MAX_REPLACEMENTS = 20
-"""Images tried in the place of one that cannot be read."""
+MAX_REPLACEMENTS = 20  # images tried in the place of one that cannot be read
 _GRACE = 25  # seconds; SLURM kills 30 after SIGTERM
 
 
 class Draw(NamedTuple):
     """One image of one step."""
 
-    image: int
-    """Index in the data set."""
-    seed: int
-    """Of its augmentation, in [0, 2**32)."""
+    image: int  # index in the data set
+    seed: int  # of its augmentation, in [0, 2**32)
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -77,10 +74,8 @@ class DrawSampler(Sampler[list[Draw]]):
             raise UserError(f"data.seed is {seed}, need 0 or more: set seed=0, for example")
         parts = world_size * accumulation
         if batch_size < 1 or batch_size % parts:
-            raise UserError(
-                f"data.batch_size is {batch_size} in total, need a multiple of {parts} ({world_size} "
-                f"processes × {accumulation} accumulated batches): change one of them"
-            )
+            share = f"{parts} ({world_size} processes × {accumulation} accumulated batches)"
+            raise UserError(f"data.batch_size is {batch_size}, need a multiple of {share}: change it")
         self._length, self._batch_size, self._seed = length, batch_size, seed
         self._steps, self._total = range(start_step, num_steps), num_steps * accumulation
         self._size = batch_size // parts
@@ -110,18 +105,14 @@ class DrawSampler(Sampler[list[Draw]]):
 def balanced_weights(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weights (n,) that draw an image as often as the rarest of its classes asks (Gupta et al., CVPR 2019).
 
-    A class asks for the inverse of its frequency; images without tags count as a class. Where every image has
-    one tag, all classes are drawn equally often.
-
-    Args:
-        labels: (n, C) tags.
+    A class of the tags (n, C) asks for the inverse of its frequency; images without tags count as a class.
+    Where every image has one tag, all classes are drawn equally often.
     """
     groups = np.column_stack([labels, ~labels.any(1)])
     return np.asarray((groups / groups.sum(0).clip(1)).max(1))
 
 
 def _order(seed: int, length: int, weights: NDArray[Any] | None, epoch: int) -> NDArray[np.int64]:
-    """All images once, or as many draws, each image ⌊n w⌋ or ⌈n w⌉ times for its share w of the weights."""
     rng = np.random.default_rng((seed, epoch))
     images = rng.permutation(length)
     if weights is None:
@@ -198,11 +189,7 @@ class DrawLoader(DataLoader[dict[str, Any]]):
     ``state_dict`` and ``load_state_dict`` say so to Lightning, which would otherwise warn on every resume
     that the order is lost.
 
-    Args:
-        dataset: Where items come from.
-        batches: What to load, batch by batch.
-        num_workers: Processes that load; 0 loads in this one.
-        broken: Filled with the messages of images that were skipped.
+    Messages of images that were skipped are added to ``broken``.
     """
 
     def __init__(
@@ -241,8 +228,7 @@ def say_skipped(broken: Iterable[str]) -> None:
         print("\n  ".join([f"skipped   {len(lines)} unreadable images:", *lines]))
 
 
-def _prepare_worker(worker_id: int) -> None:
-    """Use one thread; outlive a signal sent to all processes, after which the trainer ends its workers."""
+def _prepare_worker(worker_id: int) -> None:  # outlives a signal to all, for the trainer ends its workers
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -252,7 +238,6 @@ def _prepare_worker(worker_id: int) -> None:
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack items to a batch; the messages of skipped images are strung together."""
     broken = [message for item in items for message in item.pop("broken", ())]
     whole = [item for item in items if item]
     batch: dict[str, Any] = default_collate(whole) if whole else {}

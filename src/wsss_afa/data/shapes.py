@@ -16,10 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_VISIBLE = 0.006
-"""An object shows at least this share of the image."""
-MIN_KEPT = 0.6
-"""An object keeps at least this share of its pixels under later objects."""
+MIN_VISIBLE = 0.006  # an object shows at least this share of the image
+MIN_KEPT = 0.6  # an object keeps at least this share of its pixels under later objects
 CLUTTER_SATURATION = 0.2
 MAX_CLUTTER = 8
 PLACEMENT_TRIES = 6

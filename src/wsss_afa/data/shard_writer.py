@@ -89,10 +89,8 @@ def write_shards(
             (staging / name).mkdir(parents=True)
             images = np.arange(len(dataset))
             order = np.random.default_rng(0).permutation(images) if name == "train" else images
-            jobs = [
-                (f"{name}/{k:05d}.tar", order[k * size :][:size].tolist())
-                for k in range(-(-len(order) // size))
-            ]
+            starts = range(0, len(order), size)
+            jobs = [(f"{name}/{k:05d}.tar", order[n : n + size].tolist()) for k, n in enumerate(starts)]
             write = partial(_write_shard, dataset, getattr(dataset, "paths", None), staging, skip_broken)
             loader = DataLoader(cast(Any, jobs), batch_size=None, num_workers=num_workers, collate_fn=write)
             parts = list(track(loader, name, transient=True, disable=not bar))
@@ -112,7 +110,6 @@ def write_shards(
 def _write_shard(
     dataset: SampleSet, paths: list[Path] | None, root: Path, skip_broken: bool, job: tuple[str, list[int]]
 ) -> tuple[Split, list[str]]:
-    """A split of one shard, and the messages of images left out; loader processes write in parallel."""
     file, images = job
     path, entries, broken = root / file, list[Entry](), list[str]()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -144,7 +141,7 @@ def _join(parts: list[Split], broken: list[str]) -> Split:
 def _add_sample(
     tar: tarfile.TarFile, image: int, sample: Sample, paths: list[Path] | None, class_names: tuple[str, ...]
 ) -> Entry:
-    """Members share a key without dots, for readers of WebDataset cut names at the first."""
+    # no dots in the key of members, for readers of WebDataset cut names at the first
     key, tags = f"{image:012d}", np.flatnonzero(sample["class_label"]).tolist()
     if paths is None:
         member = _add(tar, f"{key}.png", encode_png(sample["image"]))

@@ -109,10 +109,8 @@ class ShardSet:
 
     def __init__(self, manifest: Manifest, split: str, check: bool = False) -> None:
         if split not in manifest.splits:
-            raise UserError(
-                f"{manifest.root} has the splits {', '.join(manifest.splits)}, need {split!r}: write it with "
-                "`python -m wsss_afa.shard`, or set trainer.limit_val_batches=0 to go without validation"
-            )
+            problem = f"{manifest.root} has the splits {', '.join(manifest.splits)}, need {split!r}"
+            raise UserError(f"{problem}: write it, or set trainer.limit_val_batches=0 to do without")
         self.class_names, self.shards = manifest.class_names, manifest.splits[split].shards
         self._root, self._upright = manifest.root, manifest.upright
         self._ends = np.cumsum([shard.images for shard in self.shards])
@@ -233,7 +231,6 @@ def _read_index(url: str, sha256: str) -> list[Entry]:
 
 
 def _parse_split(has_masks: bool, tag_counts: dict[str, int], shards: list[dict[str, Any]]) -> Split:
-    """A split whose files lie below the root, none with more images than fit into it."""
     split = Split(has_masks, tag_counts, [Shard(**row) for row in shards])
     for shard in split.shards:
         if not re.fullmatch(r"([\w-][\w. -]*/)*\w[\w. -]*\.tar", shard.file):
@@ -273,10 +270,9 @@ class StreamingDataModule(TaggedDataModule):
 
     def prepare_data(self) -> None:
         """Say what was found."""
-        splits = [
-            f"{own.images} {name} in {len(own.shards)} shards" for name, own in self._manifest.splits.items()
-        ]
-        print(f"data      {self._manifest.root}: {'; '.join(splits)}; {self.num_classes} classes")
+        root, splits = self._manifest.root, self._manifest.splits
+        found = [f"{own.images} {name} in {len(own.shards)} shards" for name, own in splits.items()]
+        print(f"data      {root}: {'; '.join(found)}; {self.num_classes} classes")
 
     def make_set(self, split: str) -> ShardSet:
         """The images of a split with their tags and, if it has any, masks."""

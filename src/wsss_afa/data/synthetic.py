@@ -19,8 +19,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.types import Sample
 
 SPLITS = ("train", "val")
-MIN_SIZE = 32
-"""Pixels; below, textures and thin shapes vanish."""
+MIN_SIZE = 32  # pixels; below, textures and thin shapes vanish
 HUE_SPREAD = 0.03
 
 
@@ -143,11 +142,9 @@ class SyntheticDataModule(TaggedDataModule):
         super().__post_init__()
         difficulty = (self.num_classes, self.hue_probability, self.max_objects)
         settings = (self.image_size, *difficulty, self.scene_seed)
-        self._scenes = {
-            "train": SyntheticScenes(self.train_images, *settings, split="train"),
-            "val": SyntheticScenes(self.val_images, *settings, split="val", with_mask=True),
-        }
-        self.class_names = self._scenes["val"].class_names
+        train = SyntheticScenes(self.train_images, *settings, split="train")
+        val = SyntheticScenes(self.val_images, *settings, split="val", with_mask=True)
+        self._scenes, self.class_names = {"train": train, "val": val}, val.class_names
 
     def make_set(self, split: str) -> SyntheticScenes:
         """Scenes of one of two splits that share none; those of ``val`` have masks."""

@@ -89,7 +89,6 @@ class TrainTransform:
     def _move(
         self, pixels: dict[str, NDArray[np.uint8]], kind: str, seed: int
     ) -> tuple[NDArray[np.uint8], list[int]]:
-        """Rescale, mirror and cut; returns the pixels of ``kind`` that are kept, and their box."""
         rng = np.random.default_rng(seed)
         # one stream for all: equal seeds in each transform would tie the flip to the ratio
         self._geometry.set_random_state(rng, random.Random(seed))  # noqa: S311
@@ -100,22 +99,13 @@ class TrainTransform:
         return part, [top, top + part.shape[0], left, left + part.shape[1]]
 
     def _window(self, length: int, rng: np.random.Generator) -> tuple[slice, int]:
-        """Along one axis: which pixels of the image are kept, and where the first of them lands."""
         offset = int(rng.integers(abs(length - self.crop_size) + 1))
-        return (
-            (slice(offset, offset + self.crop_size), 0)
-            if length > self.crop_size
-            else (slice(length), offset)
-        )
+        cut = length > self.crop_size
+        return (slice(offset, offset + self.crop_size), 0) if cut else (slice(length), offset)
 
 
 class EvalTransform:
-    """Normalise only: native size, every pixel valid.
-
-    Args:
-        mean: RGB in 0…255 units.
-        std: RGB in 0…255 units.
-    """
+    """Normalise by an RGB mean and deviation in 0…255 units: native size, every pixel valid."""
 
     def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
         self._normalize = _Normalize(mean, std)

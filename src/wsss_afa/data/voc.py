@@ -53,10 +53,8 @@ class VOC:
         self.root = Path(root).expanduser()
         images = self.root / "JPEGImages"
         if not images.is_dir():
-            raise UserError(
-                f"data.root={root} has no folder JPEGImages, need VOC2012/JPEGImages/*.jpg: set data.root to "
-                "the folder VOC2012 itself"
-            )
+            problem = f"data.root={root} has no folder JPEGImages, need VOC2012/JPEGImages/*.jpg"
+            raise UserError(f"{problem}: set data.root to the folder VOC2012 itself")
         self.names, path = _read_list(self.root, split)
         require_files(images, [f"{name}.jpg" for name in self.names], split)
         self.paths = [images / f"{name}.jpg" for name in self.names]
@@ -93,9 +91,7 @@ def parse_tags(path: Path) -> list[str]:
             raise ValueError("it declares a document type")
         root = ElementTree.fromstring(text)  # noqa: S314 - without a DOCTYPE there are no entities
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise UserError(
-            f"{path} gives no tags ({error}), need VOC's XML annotation: add or mend it"
-        ) from error
+        raise UserError(f"{path} gives no tags ({error}), need VOC's XML: add or mend it") from error
     names = [(element.text or "").strip() for element in root.iterfind("object/name")]
     unknown = set(names) - set(VOC_CLASSES)
     if unknown:
@@ -104,7 +100,6 @@ def parse_tags(path: Path) -> list[str]:
 
 
 def _read_list(root: Path, split: str) -> tuple[list[str], Traversable]:
-    """The names of a split, and the file that lists them."""
     own, packaged = root / "ImageSets" / "Segmentation" / f"{split}.txt", _PACKAGED / f"{split}.txt"
     path = own if own.is_file() else packaged
     if not path.is_file():

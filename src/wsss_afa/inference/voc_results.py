@@ -23,11 +23,7 @@ _TIME = 1325376000  # 2012-01-01: equal results make equal archives
 
 
 def results_folder(competition: str, split: str) -> PurePosixPath:
-    """Where the server looks for the PNGs, below the archive's root.
-
-    Raises:
-        UserError: There is no such competition.
-    """
+    """Where the server looks for the PNGs in the archive; a UserError refuses an unknown competition."""
     if competition not in ("comp5", "comp6"):
         raise UserError(f"competition={competition} is not known, need comp5 or comp6: set competition=comp6")
     return PurePosixPath("results", "VOC2012", "Segmentation", f"{competition}_{split}_cls")
@@ -65,11 +61,8 @@ def check(path: Path, inside: PurePosixPath, images: VOC, console: Console) -> l
         UserError: There is no such folder or archive, or it is damaged or not safe to unpack.
     """
     originals = {inside / f"{image.stem}.png": image for image in images.paths}
-    problems, missing = list[str](), dict(originals)
-    results, hidden = (
-        _open_folder(path, inside) if path.is_dir() else _open_archive(path),
-        not console.is_terminal,
-    )
+    problems, missing, hidden = list[str](), dict(originals), not console.is_terminal
+    results = _open_folder(path, inside) if path.is_dir() else _open_archive(path)
     for place, file in track(results, "checking", len(originals), console=console, disable=hidden):
         if missing.pop(place, None) is None:
             problems.append(f"{place}: is no result of this split, or lies elsewhere: remove it")
@@ -79,12 +72,7 @@ def check(path: Path, inside: PurePosixPath, images: VOC, console: Console) -> l
 
 
 def find_problems(file: IO[bytes], original: Path) -> list[str]:
-    """What the server would not take of one result, or count as something else.
-
-    Args:
-        file: The result's.
-        original: The image that it belongs to.
-    """
+    """What the server would not take of the result of an image, or count as something else."""
     labels = len(VOC_CLASSES) + 1
     try:
         with open_image(original) as image:
@@ -105,7 +93,6 @@ def find_problems(file: IO[bytes], original: Path) -> list[str]:
 
 
 def _open_folder(path: Path, inside: PurePosixPath) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """Files by the place that they would have in an archive."""
     folder = path / inside if (path / inside).is_dir() else path
     for each in sorted(each for each in folder.rglob("*") if each.is_file()):
         with each.open("rb") as file:
@@ -113,8 +100,7 @@ def _open_folder(path: Path, inside: PurePosixPath) -> Iterator[tuple[PurePosixP
 
 
 def _open_archive(path: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
-    """Files by their place, once all of them have been found harmless."""
-    list_files(path)
+    list_files(path)  # an entry that may do harm is refused
     try:
         with tarfile.open(path, "r:gz") as tar:
             for member in tar:

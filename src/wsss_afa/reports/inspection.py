@@ -20,27 +20,16 @@ from wsss_afa.data.sampler import SampleSet
 from wsss_afa.files import write_whole
 from wsss_afa.visualize import paint_label
 
-MAX_ROWS = 30
-"""Classes in the printed table."""
+MAX_ROWS = 30  # classes in the printed table
 _THUMBNAIL = 170  # longer side of a picture on the contact sheet in pixels
 
 
 def write_report(path: Path, splits: list[Split], findings: list[Finding], **about: Any) -> None:
-    """Write everything as JSON; the file appears complete or not at all.
-
-    Args:
-        path: Of the file.
-        splits: The opened splits.
-        findings: In them.
-        about: What else the file says on top, in plain containers.
-    """
-    untagged = {
-        split.name: [split.looks[index].place for index in np.flatnonzero(~split.tags.any(1))]
-        for split in splits
-    }
+    """Write splits and findings as JSON, below ``about``, and all of it or nothing."""
+    untagged = {own.name: np.flatnonzero(~own.tags.any(1)).tolist() for own in splits}
     content = about | {
         "splits": {split.name: describe(split) for split in splits},
-        "images_without_tags": untagged,
+        "images_without_tags": {own.name: [own.looks[i].place for i in untagged[own.name]] for own in splits},
         "findings": [finding._asdict() for finding in findings],
     }
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -71,16 +60,13 @@ def print_counts(splits: list[Split], console: Console) -> None:
 
 
 def _lines(report: dict[str, Any]) -> dict[str, str]:
-    sides = {side: report[side] for side in ("width", "height") if report[side]}
+    sides = [side for side in ("width", "height") if report[side]]
+    pairs = [f"{' + '.join(pair['classes'])} {pair['images']}" for pair in report["together"]]
     return {
-        "sizes": ", ".join(
-            f"{side} {own['min']} to {own['max']}, median {own['median']}" for side, own in sides.items()
-        ),
+        "sizes": ", ".join("{} {min} to {max}, median {median}".format(s, **report[s]) for s in sides),
         "most often": _counted(report["common_sizes"]),
         "files": _counted(report["kinds"]),
-        "together": ", ".join(
-            f"{' + '.join(pair['classes'])} {pair['images']}" for pair in report["together"]
-        ),
+        "together": ", ".join(pairs),
         "masks": str(report["masks"] or ""),
     }
 

@@ -32,8 +32,7 @@ from wsss_afa.data.images import all_of, read_image, read_mask, shrink
 from wsss_afa.errors import UserError
 from wsss_afa.types import IGNORE_INDEX, Sample
 
-UNUSED = "(unused)"
-"""Name of the class that takes the place of a 255th: no image has it."""
+UNUSED = "(unused)"  # name of the class that takes the place of a 255th: no image has it
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,12 @@ class PhotoFolder:
     """What ``read_folder`` found; lists run over the tagged photos."""
 
     root: Path
-    class_names: tuple[str, ...]
-    """C foreground classes."""
-    files: list[str]
-    """Relative to the root, with forward slashes."""
-    labels: NDArray[np.bool_]
-    """Tags, (n, C)."""
-    splits: list[str]
-    """train, val or test of each photo."""
-    masks: dict[str, Path]
-    """Mask of each file that has one."""
-    summary: str
-    """What was found and how it was read, in one line."""
+    class_names: tuple[str, ...]  # C foreground classes
+    files: list[str]  # relative to the root, with forward slashes
+    labels: NDArray[np.bool_]  # tags, (n, C)
+    splits: list[str]  # train, val or test of each photo
+    masks: dict[str, Path]  # mask of each file that has one
+    summary: str  # what was found and how it was read, in one line
 
 
 class TaggedFolder:
@@ -80,11 +73,9 @@ class TaggedFolder:
         self._masks, self._max_side = content.masks if with_mask else None, max_side
         absent = [file for file in self.files if with_mask and file not in content.masks]
         if absent:
-            raise all_of([
-                f"{self.root / 'masks'} lacks {len(absent)} of the {len(chosen)} masks of split {split!r}, "
-                f"{absent[0]} first: add them, or remove the folder to go without mIoU",
-                *(f"{self.root / file} has no mask: add it" for file in absent[1:]),
-            ])  # fmt: skip
+            count = f"{len(absent)} of the {len(chosen)} masks of split {split!r}, {absent[0]} first"
+            others = [f"{self.root / file} has no mask: add it" for file in absent[1:]]
+            raise all_of([f"{self.root / 'masks'} lacks {count}: add them or remove the folder", *others])
 
     @property
     def paths(self) -> list[Path]:
@@ -104,9 +95,7 @@ class TaggedFolder:
             path = self._masks[file]
             mask = read_mask(path, image.shape[:2], len(label))
             if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
-                raise UserError(
-                    f"{path} has the labels 0 and 255, need 1 for the class, for 255 is ignored: change it"
-                )
+                raise UserError(f"{path} has the labels 0 and 255, need 1 for the class: change it")
             sample["mask"] = shrink(mask, self._max_side, nearest=True)
         return sample
 
@@ -153,10 +142,6 @@ def read_folder(
 
 
 def _class_names(root: Path, table: Table) -> tuple[str, ...]:
-    """In the order of ``classes.txt``, of the tag file, or of the alphabet.
-
-    A 255th class would have the label of ignored pixels, so a class that no photo has takes its place.
-    """
     used = {tag: row.where for row in reversed(table.rows) for tag in row.tags}
     path, listed = root / "classes.txt", table.class_names
     if path.is_file():
@@ -170,7 +155,7 @@ def _class_names(root: Path, table: Table) -> tuple[str, ...]:
     for name in names:
         if spelt[name.lower()] != name:
             raise UserError(f"{root} has the classes {spelt[name.lower()]!r} and {name!r}: spell them alike")
-    if len(names) >= IGNORE_INDEX:
+    if len(names) >= IGNORE_INDEX:  # no class may have the label of ignored pixels
         names.insert(IGNORE_INDEX - 1, UNUSED)
     return tuple(names)
 
@@ -180,10 +165,8 @@ def _check_contrast(root: Path, names: tuple[str, ...], tags: NDArray[np.bool_])
     if not len(shown):
         raise UserError(f"{root} has {len(tags)} photos without any tag, need some: fill the tag file")
     if len(shown) == 1 and tags.any(1).all():
-        raise UserError(
-            f"{root} has {len(tags)} photos, all of the class {names[shown[0]]!r}, which teach nothing: "
-            "add photos without it, in a folder `background` or with an empty tag cell"
-        )
+        problem = f"has {len(tags)} photos, all of the class {names[shown[0]]!r}, which teach nothing"
+        raise UserError(f"{root} {problem}: add photos without it, in a folder `background` or without tags")
 
 
 def _find_masks(root: Path, photos: list[str]) -> dict[str, Path]:
@@ -194,8 +177,7 @@ def _find_masks(root: Path, photos: list[str]) -> dict[str, Path]:
     for path in walk_images(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() != ".png":
-            raise UserError(f"{path} is no PNG, need one, for others change labels: save it anew, or rename "
-                            "the folder if `masks` is a class")  # fmt: skip
+            raise UserError(f"{path} is no PNG, need one: save it anew, or rename `masks` if it is a class")
         file = find_photo(root, by_name, Row(bare(name), (), "", str(path)))
         if file in masks:
             raise UserError(f"{path} and {masks[file]} are masks of {file}: delete one")
@@ -204,7 +186,6 @@ def _find_masks(root: Path, photos: list[str]) -> dict[str, Path]:
 
 
 def _explicit_splits(root: Path, files: list[str], rows: dict[str, Row]) -> tuple[list[str], str]:
-    """Splits by column or folder, and which of the two; empty if neither names both train and val."""
     by_row = [rows[file].split for file in files]
     parts = [PurePosixPath(file).parts for file in files]
     start = int(all(part[0].lower() == "images" for part in parts))
@@ -218,16 +199,14 @@ def _explicit_splits(root: Path, files: list[str], rows: dict[str, Row]) -> tupl
 
 
 def _summarise(content: PhotoFolder, read: str, split: str) -> str:
-    """What was found, how its tags were read and how it was split."""
     tags, splits, masked = content.labels, content.splits, content.masks.keys() & set(content.files)
     trained = tags[np.array(splits) == "train"].any(0)
-    named = {
-        name: bool(seen) for name, seen in zip(content.class_names, trained, strict=True) if name != UNUSED
-    }
-    untrained = [name for name, seen in named.items() if not seen]
+    seen = dict(zip(content.class_names, trained.tolist(), strict=True))
+    named = [name for name in seen if name != UNUSED]
+    untrained = [name for name in named if not seen[name]]
     return (
         f"{content.root}: {read}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
-        f"{len(named)} classes: {', '.join(list(named)[:8])}{', …' * (len(named) > 8)}; "
+        f"{len(named)} classes: {', '.join(named[:8])}{', …' * (len(named) > 8)}; "
         f"{splits.count('train')} train and {splits.count('val')} val ({split}); "
         + (f"{len(masked)} masks" if masked else "no masks, so no mIoU")
         + (f"; no training photo of {', '.join(untrained[:3])}" if untrained else "")
@@ -264,9 +243,7 @@ class FolderDataModule(TaggedDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_side is not None and self.max_side < 1:
-            raise UserError(
-                f"data.max_side is {self.max_side}, need pixels or null: set it to 640, for example"
-            )
+            raise UserError(f"data.max_side is {self.max_side}, need pixels or null: try 640")
         self._content = read_folder(
             self.root, self.labels, self.separator, self.val_fraction, self.split_seed, self.ignore_unlisted
         )

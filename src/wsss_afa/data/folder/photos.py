@@ -75,10 +75,7 @@ def bare(file: str) -> str:
 
 
 def read_tables(root: Path, labels: str | None, separator: str | None) -> Table | None:
-    """Read the tag file ``labels``, or else the one in the folder, or those in ``train`` and ``val``.
-
-    Returns:
-        None if there is none.
+    """Read the tag file ``labels``, or else the one in the folder, or those in ``train`` and ``val``, if any.
 
     Raises:
         UserError: There are several in one folder, or one cannot be read.
@@ -90,27 +87,21 @@ def read_tables(root: Path, labels: str | None, separator: str | None) -> Table 
         return read_tags(path, separator)
     folders = [each for each in sorted(root.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
     tables = {each.name: read_tags(part, separator) for each in folders if (part := _tag_file(each))}
-    rows = [
-        row._replace(file=f"{name}/{row.file}", split=SPLITS[name.lower()])
-        for name, table in tables.items()
-        for row in table.rows
-    ]
-    declared = tuple(dict.fromkeys(name for table in tables.values() for name in table.class_names))
+    rows, declared = list[Row](), dict[str, None]()
+    for name, table in tables.items():
+        rows += [row._replace(file=f"{name}/{row.file}", split=SPLITS[name.lower()]) for row in table.rows]
+        declared |= dict.fromkeys(table.class_names)
     how = ", ".join(f"{name}/{table.how}" for name, table in tables.items())
-    return Table(rows, how, declared) if tables else None
+    return Table(rows, how, tuple(declared)) if tables else None
 
 
 def _tag_file(folder: Path) -> Path | None:
-    found = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _TAG_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    ]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in files if path.suffix.lower() in _TAG_SUFFIXES]
     named = [path for path in found if path.stem.lower() == "labels"] or found
     if len(named) > 1:
-        raise UserError(
-            f"{folder} has {named[0].name} and {named[1].name}, need one tag file: name it by data.labels"
-        )
+        both = f"{named[0].name} and {named[1].name}"
+        raise UserError(f"{folder} has {both}, need one tag file: name it by data.labels")
     return named[0] if named else None
 
 
@@ -141,14 +132,8 @@ def class_folders(root: Path, photos: list[str]) -> Table:
 
 
 def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: bool) -> dict[str, Row]:
-    """The row of each photo that has one.
-
-    Raises:
-        UserError: A row means no photo, or several; a photo has two rows, or none.
-    """
-    by_name = group_by_name(photos)
-    rows: dict[str, Row] = {}
-    mistakes: list[str] = []
+    """The row of each photo; a UserError says that rows and photos do not pair off, with notes."""
+    by_name, rows, mistakes = group_by_name(photos), dict[str, Row](), list[str]()
     for row in table.rows:
         try:
             file = find_photo(root, by_name, row, hint=len(mistakes) < _MAX_HINTS)
@@ -162,10 +147,8 @@ def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: boo
         rows.setdefault(file, row)
     unlisted = [file for file in photos if file not in rows]
     if unlisted and not ignore_unlisted:
-        mistakes.append(
-            f"{root} has photos without tags: {len(unlisted)}, {unlisted[0]} first: add rows (no tags mean "
-            "background only), or set data.ignore_unlisted=true"
-        )
+        problem = f"has photos without tags: {len(unlisted)}, {unlisted[0]} first"
+        mistakes.append(f"{root} {problem}: add rows, or set data.ignore_unlisted=true")
         mistakes += [f"{root / file} has no tags: add a row" for file in unlisted[1:]]
     if mistakes:
         raise all_of(mistakes)

@@ -22,11 +22,7 @@ Record = tuple[str, dict[str, Any]]
 
 
 def read_text(path: Path) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark.
-
-    Raises:
-        UserError: The file cannot be read or has another encoding.
-    """
+    """Decode UTF-8, or UTF-16 with a byte order mark; a UserError says that it has another encoding."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -51,13 +47,10 @@ def csv_records(path: Path) -> list[Record]:
     try:
         lines = [(f"line {reader.line_num}", line) for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
-        raise UserError(
-            f"{path} line {reader.line_num} is no CSV ({error}): look for a stray quotation mark"
-        ) from error
+        place = f"{path} line {reader.line_num}"
+        raise UserError(f"{place} is no CSV ({error}): look for a stray quotation mark") from error
     if not lines:
-        raise UserError(
-            f"{path} is empty, need a header such as `file,tags` and a line per image: write them"
-        )
+        raise UserError(f"{path} is empty, need a header `file,tags` and a line per image: write them")
     header = [cell.strip() for cell in lines[0][1]]
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
         raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
@@ -66,35 +59,25 @@ def csv_records(path: Path) -> list[Record]:
         raise UserError(f"{path} has two columns {twice[0]!r}, need different names: rename or delete one")
     for where, cells in lines[1:]:
         if len(cells) != len(header):
-            raise UserError(
-                f"{path} {where} has {len(cells)} fields, its header {len(header)}: put several tags in "
-                "quotation marks or `;` between them, and keep the comma before an empty cell"
-            )
+            counts = f"{len(cells)} fields, its header {len(header)}"
+            remedy = "put tags in quotation marks, and keep the comma before an empty cell"
+            raise UserError(f"{path} {where} has {counts}: {remedy}")
     return [(where, dict(zip(header, cells, strict=True))) for where, cells in lines[1:]]
 
 
 def jsonl_records(path: Path) -> list[Record]:
-    """Read an object from each line.
-
-    Raises:
-        UserError: A line is no object.
-    """
+    """Read an object from each line; a UserError says that one holds something else."""
     lines = [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     return [_as_record(path, f"line {n}", parse_json(path, line, n)) for n, line in lines]
 
 
 def json_records(path: Path, content: Any) -> list[Record]:
-    """Take a list of objects as it is, and a mapping as pairs of ``file`` and ``tags``.
-
-    Raises:
-        UserError: It is neither.
-    """
+    """Take a list of objects as it is, and a mapping as pairs of file and tags; else raise a UserError."""
     if isinstance(content, dict):
         return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
     if isinstance(content, list):
         return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
-    problem = f"{path} holds {kind_of(content)}, need a list of objects such as"
-    raise UserError(f"{problem} {_EXAMPLE}, or COCO's form: rewrite it")
+    raise UserError(f"{path} holds {kind_of(content)}, need a list of objects such as {_EXAMPLE}: rewrite it")
 
 
 def _as_record(path: Path, where: str, item: Any) -> Record:

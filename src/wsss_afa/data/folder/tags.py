@@ -11,15 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsss_afa.data.folder.records import (
-    Record,
-    csv_records,
-    json_records,
-    jsonl_records,
-    kind_of,
-    parse_json,
-    read_text,
-)
+from wsss_afa.data.folder import records as forms
+from wsss_afa.data.folder.records import Record, kind_of
 from wsss_afa.errors import UserError
 
 SPLITS = {
@@ -40,25 +33,18 @@ _ON_OFF = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tr
 class Row(NamedTuple):
     """The tags of one image."""
 
-    file: str
-    """As written, with forward slashes."""
-    tags: tuple[str, ...]
-    """Distinct, in order; none is background only."""
-    split: str
-    """train, val, test, or empty where the file does not say."""
-    where: str
-    """File and line, for messages."""
+    file: str  # as written, with forward slashes
+    tags: tuple[str, ...]  # distinct, in order; none is background only
+    split: str  # train, val, test, or empty where the file does not say
+    where: str  # file and line, for messages
 
 
 class Table(NamedTuple):
     """What a tag file says."""
 
-    rows: list[Row]
-    """One for each image."""
-    how: str
-    """How it was read, for people."""
-    class_names: tuple[str, ...] = ()
-    """In the file's own order; empty where it has none."""
+    rows: list[Row]  # one for each image
+    how: str  # how it was read, for people
+    class_names: tuple[str, ...] = ()  # in the file's own order; empty where it has none
 
 
 def read_tags(path: Path, separator: str | None = None) -> Table:
@@ -82,15 +68,15 @@ def read_tags(path: Path, separator: str | None = None) -> Table:
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _table(path, csv_records(path), separator)
+        return _table(path, forms.csv_records(path), separator)
     if suffix == ".jsonl":
-        return _table(path, jsonl_records(path), separator)
+        return _table(path, forms.jsonl_records(path), separator)
     if suffix != ".json":
         raise UserError(f"{path} is no tag file, need .csv, .tsv, .json or .jsonl: convert it")
-    content = parse_json(path, read_text(path))
+    content = forms.parse_json(path, forms.read_text(path))
     if isinstance(content, dict) and len(content.keys() & {"images", "annotations", "categories"}) > 1:
         return _coco(path, content)
-    return _table(path, json_records(path, content), separator)
+    return _table(path, forms.json_records(path, content), separator)
 
 
 def _table(path: Path, records: list[Record], separator: str | None) -> Table:
@@ -149,29 +135,23 @@ def _hot_tags(path: Path, record: Record, classes: tuple[str, ...]) -> tuple[str
     where, values = record
     for name in classes:
         if str(values.get(name)).strip().lower() not in _ON_OFF:
-            raise UserError(
-                f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1: change it, "
-                "delete a column that is no class, or name the column of tags `tags`"
-            )
+            problem = f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1"
+            raise UserError(f"{problem}: change it, or name the column of tags `tags`")
     return _clean(name for name in classes if _ON_OFF[str(values[name]).strip().lower()])
 
 
 def _cells(records: list[Record], column: str) -> list[tuple[str, str]]:
-    """Tags that stand there as text, and where; lists are none."""
     cells = [(where, values.get(column)) for where, values in records]
     return [(w, cell) for w, cell in cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
 
 
 def _mark(path: Path, records: list[Record], column: str, separator: str | None) -> str:
-    """What separates tags; empty if nothing does."""
     cells = _cells(records, column)
     found = {mark: where for mark in _MARKS for where, cell in reversed(cells) if mark in cell}
     if len(found) > 1 and not separator:
         (one, here), (other, there) = list(found.items())[:2]
-        raise UserError(
-            f"{path} has {one!r} between tags on {here} and {other!r} on {there}, need one separator: change "
-            f'the others, or set data.separator="{one}"'
-        )
+        problem = f"{path} has {one!r} between tags on {here} and {other!r} on {there}"
+        raise UserError(f'{problem}, need one separator: change the others, or set data.separator="{one}"')
     return separator or next(iter(found), "" if column.strip().lower() in _TAG else " ")
 
 
@@ -182,21 +162,16 @@ def _tags(path: Path, record: Record, column: str, mark: str) -> tuple[str, ...]
         try:
             value = ast.literal_eval(value.strip())  # JSON's lists of names are also Python's
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            raise UserError(
-                f'{path} {where} has the broken list {value!r}, need ["cat", "dog"]: mend it'
-            ) from error
+            problem = f"{path} {where} has the broken list {value!r}"
+            raise UserError(f'{problem}, need ["cat", "dog"]: mend it') from error
     if isinstance(value, str):
         value = value.split(mark.strip() or None) if mark else [value]
     if not isinstance(value, list) or not all(type(name) in (str, int) for name in value):
-        raise UserError(
-            f"{path} {where} has no list of names in {column!r} ({kind_of(value)}): write one, [] for "
-            "background only"
-        )
+        raise UserError(f"{path} {where} has no list of names in {column!r} ({kind_of(value)}): write one")
     return _clean(map(str, value))
 
 
 def _clean(names: Iterable[str]) -> tuple[str, ...]:
-    """Stripped, without blanks, repetitions and background."""
     stripped = dict.fromkeys(name.strip() for name in names)
     return tuple(name for name in stripped if name and name.lower() != "background")
 

@@ -42,13 +42,10 @@ class DenseEnergyLoss(nn.Module):
         self.chunk = chunk
 
     def forward(self, logits: Tensor, rgb: Tensor, label: Tensor, box: Tensor) -> Tensor:
-        """Return the energy, a scalar ≤ 0.
+        """Return the energy, a scalar ≤ 0, of segmentation logits (B, K, h, w).
 
-        Args:
-            logits: (B, K, h, w) segmentation logits.
-            rgb: (B, 3, H, W) in [0, 1].
-            label: (B, H, W) int64 pseudo label.
-            box: (B, 4) the image part of the crop; nothing else has energy.
+        The image is (B, 3, H, W) in [0, 1], its pseudo label (B, H, W) int64. Pixels outside the box (B, 4),
+        the image part of the crop, have no energy.
         """
         size = (int(self.scale * rgb.shape[-2]), int(self.scale * rgb.shape[-1]))
         full = F.interpolate(logits.float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False)

@@ -25,8 +25,6 @@ from wsss_afa.models.backbones.patches import FITS, POSITIONS, fit_to_patches, r
 from wsss_afa.models.backbones.plain_vit import fill, plain_vit, run_block
 from wsss_afa.types import BackboneOutput
 
-__all__ = ["Encoded", "TimmViT"]
-
 _FINAL_NORMS = ("last", "all", "none")
 
 
@@ -74,16 +72,9 @@ class TimmViT(nn.Module):
         model_args: further arguments of timm's constructor, such as ``{img_size: 224}`` where the weights'
             position embedding has another grid than the name says.
 
-    Attributes:
-        channels: of the maps of `forward`.
-        reductions, stride: image pixels per cell along a side, for each of these maps and as one number.
-        min_side: the shortest image side in pixels.
-        any_size: whether it can be traced for images of any size: yes.
-        num_heads: attention heads of a block.
-        num_affinity_maps: attention heads that `forward` hands on, M.
-        affinity_head_dim: channels of a query or key, d.
-        grid: rows and columns of the position embedding.
-        source, sha256: where the weights come from, and of the file that holds them; None for random ones.
+    Attributes, beside those of every `FeatureBackbone`: ``stride``, image pixels per cell along a side;
+    ``num_heads`` of a block and ``affinity_head_dim``, d; ``grid``, rows and columns of the position embedding;
+    ``source`` and ``sha256`` of the file of weights, None for random ones.
 
     Raises:
         UserError: timm has no such model or it is no plain ViT, there is no such block or rule, or the
@@ -170,12 +161,8 @@ class TimmViT(nn.Module):
     def set_leading_tokens(self, class_tokens: int, registers: int = 0, position_std: float = 1.0) -> None:
         """Repeat the class token: one for each class, then registers, as MoRe (arXiv 2412.11076) does.
 
-        All start with the numbers and the position of the class token, but for the registers' positions.
-
-        Args:
-            class_tokens: how many class tokens there shall be.
-            registers: how many registers there shall be.
-            position_std: of the normal, cut at ±2, that the registers' positions are drawn from.
+        All start with the numbers and the position of the class token, but for the registers' positions,
+        which are drawn from a normal of standard deviation ``position_std``, cut at ±2.
 
         Raises:
             UserError: the model has no class token or has registers, or its embeddings are frozen.

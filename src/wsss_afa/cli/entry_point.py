@@ -26,13 +26,10 @@ from wsss_afa.errors import UserError
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], Callable[[], None]]:
-    """Make a program of a function of the composed configuration.
+    """Make a program of a function of the configuration that ``conf/{config_name}.yaml`` composes.
 
     A mistake of the user ends with exit code 1 and one line on the standard error; anything else is a bug
     and keeps its traceback.
-
-    Args:
-        config_name: file in ``conf/``, without its ending.
     """
 
     def decorate(task: Callable[[DictConfig], float]) -> Callable[[], None]:
@@ -73,15 +70,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
 
 _MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)
 """What may be a mistake of the user."""
-_EXTRAS = {
-    "tensorboard": "tensorboard",
-    "onnxscript": "export",
-    "onnx": "export",
-    "optuna": "sweep",
-    "joblib": "sweep",
-    "submitit": "sweep",
-}
-"""The extra of ours that brings an optional package."""
+_PLUGINS = ("optuna", "joblib", "submitit")
+_EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
+"""The extra of ours that brings packages with this in their names."""
 
 
 def _stop(error: Exception, config_name: str) -> NoReturn:
@@ -148,7 +139,7 @@ def _construction(error: Exception) -> str | None:
 def _override(error: Exception, config_name: str) -> str:
     """What is wrong with an override, and the nearest setting that exists."""
     text = " ".join(str(error).split())
-    if plugin := re.search(r"Could not find '(hydra/\w+)/((?:optuna|joblib|submitit)\w*)'", text):
+    if plugin := re.search(rf"Could not find '(hydra/\w+)/((?:{'|'.join(_PLUGINS)})\w*)'", text):
         return f"{plugin[1]}={plugin[2]} needs a package that is not installed: pip install 'wsss-afa[sweep]'"
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
@@ -178,7 +169,6 @@ def _choices(overrides: Sequence[str]) -> list[str]:
 
 
 def _keys(config: object, prefix: str = "") -> list[str]:
-    """Dotted names of all settings in nested dictionaries."""
     if not isinstance(config, dict):
         return []
     names = [f"{prefix}{key}" for key in config]

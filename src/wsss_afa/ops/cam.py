@@ -18,7 +18,6 @@ class Localizer(Protocol):
 
     def activate(self, image: Tensor) -> Activation:
         """Return the raw map (B, C, h, w) and tokens of a normalised image (B, 3, H, W)."""
-        ...
 
 
 def normalize_cam(cam: Tensor) -> Tensor:

@@ -27,15 +27,9 @@ class Walk(NamedTuple):
 
 
 def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:
-    """What one token attends to: the soft-max of its scaled logits, averaged over heads and blocks.
+    """What a token in [0, N) of an image of the batch attends to, (h, w) with a sum of 1.
 
-    Args:
-        tokens: of a batch.
-        index: image in the batch.
-        token: in [0, N).
-
-    Returns:
-        (h, w), with a sum of 1.
+    It is the soft-max of the token's scaled logits, averaged over heads and blocks.
     """
     rows = []
     for queries, keys in zip(tokens.queries, tokens.keys, strict=True):
@@ -50,11 +44,8 @@ def look(walk: Walk, index: int) -> list[Point]:
     Attention is shown relative to its largest value and the propagated map stretched to [0, 1]; affinity is
     shown as it is, beyond the radius of propagation as well.
     """
-    return [
-        _look(walk, index, position)
-        for position in range(1, walk.classes.ids.shape[1])
-        if walk.classes.present[index, position]
-    ]
+    positions = walk.classes.present[index].nonzero().flatten().tolist()[1:]  # without background
+    return [_look(walk, index, position) for position in positions]
 
 
 def _look(walk: Walk, index: int, position: int) -> Point:

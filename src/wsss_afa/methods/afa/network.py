@@ -39,10 +39,8 @@ class AffinityHead(nn.Module):
     product, so it is *one* product of the concatenated w_m q_m with the concatenated k_m, and no per-head
     (N, N) map is ever stored. Computed in float32 whatever the autocast: raw logits are large.
 
-    Args:
-        num_maps: M.
-        gain: multiplies the initial weights. Queries and keys trained from scratch give logits far outside
-            the sigmoid's slope; a gain below 1 brings them back.
+    ``gain`` multiplies the initial weights. Queries and keys trained from scratch give logits far outside the
+    sigmoid's slope; a gain below 1 brings them back.
     """
 
     def __init__(self, num_maps: int, gain: float = 1.0):
@@ -68,11 +66,11 @@ class AffinityHead(nn.Module):
 
 
 class AFANet(nn.Module):
-    """Backbone, classifier, affinity head and decoder.
+    """Backbone, classifier of C foreground classes, affinity head, and decoder of classes and background.
 
     Args:
         backbone: yields four feature maps and the queries and keys of its last blocks.
-        num_classes: C, foreground classes; background is added where it belongs.
+        num_classes: C.
         decoder_dim: width of the decoder.
         pool_top_k: positions averaged by the classification pooling. 1 is global max pooling (the paper's
             table 1 finds it best), None is global average pooling.
@@ -106,12 +104,11 @@ class AFANet(nn.Module):
         """Everything that training needs, from a normalised image (B, 3, H, W)."""
         encoded = self.backbone(image)
         activation = self.activation(encoded)
+        tokens = activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)  # with their gradient
         return AFAOutput(
             class_logits=self.class_logits(encoded.features[-1]),
             seg_logits=self.decoder(encoded.features),
-            affinity_logits=self.affinity_head.logits(
-                activation.tokens._replace(queries=encoded.queries, keys=encoded.keys)
-            ),
+            affinity_logits=self.affinity_head.logits(tokens),
             activation=activation,
         )
 

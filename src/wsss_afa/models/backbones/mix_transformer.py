@@ -28,6 +28,8 @@ from wsss_afa.errors import UserError
 from wsss_afa.models.weights import fit_mit, read_weights
 from wsss_afa.types import MEAN, STD, BackboneOutput
 
+__all__ = ["VARIANTS", "MixTransformer", "attention_logits", "mix_transformer"]
+
 
 def to_tokens(image: Tensor) -> Tensor:
     """(B, c, *s) → (B, n, c): a view where the map lies channels last."""
@@ -164,8 +166,7 @@ class MixTransformer(nn.Module):
         strides: of the patch embeddings. AFA keeps 1/16 in the last stage; SegFormer has (4, 2, 2, 2).
         drop_path_rate: of the last block, in [0, 1); rises linearly from 0 in the first.
         num_affinity_blocks: blocks of stage 4, counted from its end, that hand out queries and keys.
-        activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest
-            again: less memory, one more forward pass of time.
+        activation_checkpointing: the backward pass runs blocks again: less memory, one more forward of time.
 
     It has the attributes of a `FeatureBackbone`, and ``affinity_head_dim``, channels of a query or key.
     """

@@ -31,8 +31,8 @@ def fit_to_patches(image: Tensor, patch: int, rule: str) -> Tensor:
     """Bring the sides of a normalised image (B, 3, H, W) to multiples of the patch, in pixels.
 
     ``pad`` adds zeros, which are the mean colour, on the right and below: the last row and column of cells
-    may reach beyond the image. ``crop`` leaves incomplete cells out. ``resize`` shrinks the image to the whole
-    patches that fit into it, bilinear without antialias.
+    may reach beyond the image. ``crop`` leaves incomplete cells out. ``resize`` shrinks the image to the
+    whole patches that fit into it, bilinear without antialias.
 
     Raises:
         UserError: the image holds no whole patch, and the rule is not ``pad``.

@@ -40,10 +40,8 @@ def run_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
     """timm's `VisionTransformer` of plain blocks with random weights, for images of any size.
 
-    Args:
-        name: timm's, with or without a tag.
-        projection: keep the linear layer behind the tower, which is CLIP's projection.
-        arguments: further ones of timm's constructor.
+    ``projection`` keeps the linear layer behind the tower, which is CLIP's projection; further ``arguments``
+    are those of timm's constructor.
 
     Raises:
         UserError: timm has no such model, cannot build it so, or it is no plain ViT.

@@ -63,8 +63,7 @@ class TimmViT(nn.Module):
         fit: how images get whole patches, one of `patches.FITS`. ``pad`` keeps every pixel. ToCo, MoRe and
             WeCLIP have ``crop``, WeCLIP+ has ``resize`` for DINOv2.
         drop_path_rate: of the last block, in [0, 1); rises linearly from 0 in the first.
-        activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest
-            again: less memory, one more forward pass of time.
+        activation_checkpointing: the backward pass runs blocks again: less memory, one more forward of time.
         projection: keep the linear layer after the final norm, frozen, as ``head``: CLIP's projection of
             normed tokens into the space of texts.
         mean: of RGB, 0…255, that images are normalised with; None for what the weights were made with.
@@ -72,9 +71,9 @@ class TimmViT(nn.Module):
         model_args: further arguments of timm's constructor, such as ``{img_size: 224}`` where the weights'
             position embedding has another grid than the name says.
 
-    Attributes, beside those of every `FeatureBackbone`: ``stride``, image pixels per cell along a side;
-    ``num_heads`` of a block and ``affinity_head_dim``, d; ``grid``, rows and columns of the position embedding;
-    ``source`` and ``sha256`` of the file of weights, None for random ones.
+    Beside the attributes of every `FeatureBackbone` it has ``stride``, image pixels per cell along a side,
+    ``num_heads`` of a block, ``affinity_head_dim``, d, ``grid``, rows and columns of the position embedding,
+    and ``source`` and ``sha256`` of the file of weights, None for random ones.
 
     Raises:
         UserError: timm has no such model or it is no plain ViT, there is no such block or rule, or the
@@ -136,7 +135,6 @@ class TimmViT(nn.Module):
         self.std = tuple(std or (255 * value for value in model.pretrained_cfg["std"]))
 
     def _own(self, model: Any, depth: int, projection: bool) -> None:
-        """Take over the parts of timm's model, under the names that they have there."""
         self.patch_embed, self.pos_embed = model.patch_embed, model.pos_embed
         self.cls_token, self.reg_token = model.cls_token, model.reg_token
         self.norm_pre, self.norm = model.norm_pre, model.norm

@@ -127,13 +127,11 @@ def _construction(error: Exception) -> str | None:
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
-    if isinstance(cause, TypeError) and (
-        match := re.search(r"unexpected keyword argument '(\w+)'", str(cause))
-    ):
-        key = re.search(r"full_key: (\S+)", str(error))
-        where = f"{key[1]}." if key else ""
-        return f"{where}{match[1]} is no setting; --help lists those there are"
-    return None
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    if match is None or not isinstance(cause, TypeError):
+        return None
+    key = re.search(r"full_key: (\S+)", str(error))
+    return f"{key[1] + '.' if key else ''}{match[1]} is no setting; --help lists those there are"
 
 
 def _override(error: Exception, config_name: str) -> str:

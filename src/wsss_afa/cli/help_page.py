@@ -33,12 +33,14 @@ def help_page(config_name: str, overrides: Sequence[str]) -> str:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg))
-    sources = config["hydra"]["runtime"]["config_sources"]  # the library's folder, and one of the user's
+    runtime = config.pop("hydra")["runtime"]
+    sources = runtime["config_sources"]  # the library's folder, and one of the user's
     folders = [Path(source["path"]) for source in sources if source["schema"] == "file"]
-    groups = _groups(program, folders, _choices(config))
+    choices = _choices(runtime["choices"], list(config))
+    groups = _groups(program, folders, choices)
     lines = [*_header(program), "", *(["Groups and their files", *groups, ""] if groups else []), _MORE]
-    settings = dict(_leaves({key: value for key, value in config.items() if key != "hydra"}))
-    chosen = {group: name for group, name in _choices(config).items() if name is not None}
+    settings = dict(_leaves(config))
+    chosen = {group: name for group, name in choices.items() if name is not None}
     prefixes = ["", *(f"{group.replace('/', '.')}." for group in chosen)]
     general = _comments([program], "")
     for prefix, (group, name) in zip(prefixes, [("", config_name), *chosen.items()], strict=True):
@@ -51,15 +53,11 @@ def help_page(config_name: str, overrides: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _choices(config: Mapping[str, Any]) -> dict[str, str | None]:
+def _choices(choices: Mapping[str, str | None], order: Sequence[str]) -> dict[str, str | None]:
     """The file of each group, if any, in the order of the configuration."""
-    order = list(config)
-    chosen = {
-        group: name
-        for group, name in config["hydra"]["runtime"]["choices"].items()
-        if group.partition("/")[0] in order and group.partition("/")[0] != "hydra"
-    }
-    return dict(sorted(chosen.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
+    tops = {group: group.partition("/")[0] for group in choices}
+    placed = sorted((order.index(top), group) for group, top in tops.items() if top in order)
+    return {group: choices[group] for _, group in placed}
 
 
 def _files(folders: Sequence[Path], group: str) -> list[Path]:

@@ -34,12 +34,8 @@ def radius_mask(height: int, width: int, radius: int, device: torch.device | Non
 def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
     """Which pairs of tokens share a class: (B, N, N) int64, 1 same, 0 different, 255 ignored.
 
-    A pair is ignored where either token is 255 or they are too far apart.
-
-    Args:
-        label: (B, H, W) int64 in [0, C] or 255.
-        grid: (h, w) of the tokens; the label is taken at the nearest pixel.
-        radius: the farthest that pairs may be apart, in cells.
+    The label (B, H, W) int64 in [0, C] or 255 is taken at the nearest pixel to each token of the grid (h, w).
+    A pair is ignored where either token is 255 or they are farther apart than the radius, in cells.
 
     Examples:
         >>> affinity_label(torch.tensor([[[3, 3, 0, 255]]]), grid=(1, 4), radius=2)

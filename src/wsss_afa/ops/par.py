@@ -74,7 +74,10 @@ class PixelAdaptiveRefinement(nn.Module):
         weights = torch.split(self.kernel(image, extent), 1, dim=1)  # P of (B, 1, H, W)
         maps = maps.clone()
         for _ in range(self.num_iter):
-            maps = self._average(weights, maps, extent)
+            neighbours = self._neighbours(maps, extent)
+            maps = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
+            for weight, neighbour in zip(weights, neighbours, strict=True):
+                maps.addcmul_(weight, neighbour)
         return maps
 
     @torch.no_grad()
@@ -98,14 +101,6 @@ class PixelAdaptiveRefinement(nn.Module):
         torch.sub(weights.amin(1, keepdim=True), weights, out=weights).exp_()
         weights /= weights.sum(1, keepdim=True)
         return weights.add_(self.position_kernel.to(image)[:, None, None])
-
-    def _average(self, weights: Sequence[Tensor], maps: Tensor, extent: Tensor | None) -> Tensor:
-        """Weighted sum of the neighbours, in the memory of ``maps`` unless a gradient needs them."""
-        neighbours = self._neighbours(maps, extent)
-        refined = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
-        for weight, neighbour in zip(weights, neighbours, strict=True):
-            refined.addcmul_(weight, neighbour)
-        return refined
 
     def _neighbours(self, maps: Tensor, extent: Tensor | None) -> list[Tensor]:
         """Views of a copy of ``maps`` shifted by every offset, borders replicated."""

@@ -6,9 +6,6 @@ from torch import Tensor, nn
 
 from wsss_afa.ops.affinity import radius_mask
 
-_EPS = 0.1
-"""Added to every column sum: an isolated token fades instead of dividing by zero."""
-
 
 def propagate(
     maps: Tensor, affinity: Tensor, radius: int = 8, power: int = 2, num_log_steps: int = 0
@@ -33,7 +30,7 @@ def propagate(
     height, width = maps.shape[-2:]
     near = radius_mask(height, width, radius, affinity.device)
     transition = affinity.masked_fill(~near, 0.0).pow_(power)
-    transition /= transition.sum(dim=1, keepdim=True) + _EPS
+    transition /= transition.sum(dim=1, keepdim=True) + 0.1  # an isolated token fades, not divides by zero
     for _ in range(num_log_steps):
         transition = transition @ transition
     return (maps.flatten(2) @ transition).view_as(maps)

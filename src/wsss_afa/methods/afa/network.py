@@ -129,11 +129,8 @@ class AFANet(nn.Module):
     def activation(self, encoded: BackboneOutput) -> Activation:
         """Raw class activation map (B, C, h, w) and affinity tokens of what the backbone made, detached."""
         last = encoded.features[-1].detach()
-        tokens = AffinityTokens(
-            queries=[query.detach() for query in encoded.queries],
-            keys=[key.detach() for key in encoded.keys],
-            grid=(last.shape[-2], last.shape[-1]),
-        )
+        queries, keys = ([each.detach() for each in kind] for kind in (encoded.queries, encoded.keys))
+        tokens = AffinityTokens(queries, keys, grid=(last.shape[-2], last.shape[-1]))
         return Activation(cam=F.conv2d(last, self.classifier.weight.detach()), tokens=tokens)
 
     def class_logits(self, last: Tensor) -> Tensor:

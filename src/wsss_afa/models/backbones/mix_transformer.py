@@ -143,11 +143,10 @@ class Stage(nn.Module):
         """Map → map (B, c, *s), channels last in memory, and the last blocks' queries and keys."""
         queries, keys = [], []
         tokens, size = self.patch_embed(image)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens, query, key = checkpoint(block, tokens, size, use_reentrant=False)
-            else:
-                tokens, query, key = block(tokens, size)
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            tokens, query, key = run(tokens, size)
             if index >= self.first_affinity_block:
                 queries.append(query)
                 keys.append(key)

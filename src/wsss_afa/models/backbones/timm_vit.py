@@ -25,8 +25,6 @@ from wsss_afa.models.backbones.patches import FITS, POSITIONS, fit_to_patches, r
 from wsss_afa.models.backbones.plain_vit import fill, plain_vit, run_block
 from wsss_afa.types import BackboneOutput
 
-_FINAL_NORMS = ("last", "all", "none")
-
 
 class Encoded(NamedTuple):
     """What an encoder was asked for; a list is empty where it was asked for nothing."""
@@ -64,8 +62,7 @@ class TimmViT(nn.Module):
             WeCLIP have ``crop``, WeCLIP+ has ``resize`` for DINOv2.
         drop_path_rate: of the last block, in [0, 1); rises linearly from 0 in the first.
         activation_checkpointing: the backward pass runs blocks again: less memory, one more forward of time.
-        projection: keep the linear layer after the final norm, frozen, as ``head``: CLIP's projection of
-            normed tokens into the space of texts.
+        projection: keep CLIP's projection of normed tokens into the space of texts, frozen, as ``head``.
         mean: of RGB, 0…255, that images are normalised with; None for what the weights were made with.
         std: standard deviation, likewise.
         model_args: further arguments of timm's constructor, such as ``{img_size: 224}`` where the weights'
@@ -108,7 +105,7 @@ class TimmViT(nn.Module):
         model_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.final_norm = _one_of("final_norm", final_norm, _FINAL_NORMS)
+        self.final_norm = _one_of("final_norm", final_norm, ("last", "all", "none"))
         self.positions = _one_of("positions", positions, POSITIONS)
         self.fit = _one_of("fit", fit, FITS)
         model = plain_vit(name, projection, model_args or {})

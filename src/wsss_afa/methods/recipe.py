@@ -48,10 +48,9 @@ class Recipe(TypedDict):
 
 
 def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
-    """A method with random weights, or those that its backbone's configuration names, from a recipe.
+    """A method with random weights, or those that its backbone's configuration names, from any recipe.
 
     Args:
-        recipe: of a checkpoint, or made of a configuration.
         trust: dotted names, as in ``module.Class``, of what may be built beside this library's own parts;
             None trusts all, for a configuration that is the user's own.
 

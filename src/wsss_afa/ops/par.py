@@ -60,13 +60,12 @@ class PixelAdaptiveRefinement(nn.Module):
         self.register_buffer("position_kernel", position_weight * kernel.softmax(0), persistent=False)
 
     def forward(self, image: Tensor, maps: Tensor, extent: Tensor | None = None) -> Tensor:
-        """Return ``maps`` (B, G, H, W) refined; a constant c becomes c · 1.01^num_iter.
+        """Return ``maps`` (B, G, H, W) of any range refined; a constant c becomes c · 1.01^num_iter.
 
         Half precision is computed, and returned, as float32. The result is linear in the maps.
 
         Args:
             image: (B, 3, H, W) RGB in [0, 1]; gets no gradient.
-            maps: of any range.
             extent: (B, 2) int64, height and width of the part of each canvas, from the top left, that is
                 image: its border is replicated instead of the canvas's. None: the whole canvas.
         """
@@ -74,7 +73,7 @@ class PixelAdaptiveRefinement(nn.Module):
         weights = torch.split(self.kernel(image, extent), 1, dim=1)  # P of (B, 1, H, W)
         maps = maps.clone()
         for _ in range(self.num_iter):
-            neighbours = self._neighbours(maps, extent)
+            neighbours = self._neighbours(maps, extent)  # of a copy
             maps = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
             for weight, neighbour in zip(weights, neighbours, strict=True):
                 maps.addcmul_(weight, neighbour)

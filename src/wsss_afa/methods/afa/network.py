@@ -66,11 +66,10 @@ class AffinityHead(nn.Module):
 
 
 class AFANet(nn.Module):
-    """Backbone, classifier of C foreground classes, affinity head, and decoder of classes and background.
+    """Backbone, classifier of ``num_classes`` (C), affinity head, and decoder of these and background.
 
     Args:
         backbone: yields four feature maps and the queries and keys of its last blocks.
-        num_classes: C.
         decoder_dim: width of the decoder.
         pool_top_k: positions averaged by the classification pooling. 1 is global max pooling (the paper's
             table 1 finds it best), None is global average pooling.

@@ -1,6 +1,4 @@
-"""VOC's mean intersection over union, from one confusion matrix over the whole set; precision of tags; what
-pseudo labels consist of.
-"""
+"""VOC's mean intersection over union from one confusion matrix, precision of tags, what labels consist of."""
 
 from __future__ import annotations
 
@@ -20,10 +18,8 @@ _SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
     """Confusion matrix (K, K) int64: pixels of each true class, by row, and predicted class.
 
-    Args:
-        prediction: int64 in [0, C], of any shape.
-        target: of the same shape, in [0, C], or 255 where nothing counts.
-        num_outputs: K, background included.
+    Both are int64 in [0, C] and of one shape, and the target is 255 where nothing counts. ``num_outputs``
+    is K, background included.
 
     Examples:
         >>> count_pairs(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 255]), num_outputs=2)
@@ -31,8 +27,8 @@ def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
                 [0, 1]])
     """
     rows = torch.where(target == IGNORE_INDEX, num_outputs, target)  # a row of their own, which is cut off
-    cells = (rows * num_outputs + prediction).flatten()
-    pairs = torch.bincount(cells, minlength=num_outputs * (num_outputs + 1))
+    index = (rows * num_outputs + prediction).flatten()
+    pairs = torch.bincount(index, minlength=num_outputs * (num_outputs + 1))
     return pairs.view(num_outputs + 1, num_outputs)[:num_outputs]
 
 
@@ -50,7 +46,9 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 
 class SegmentationMetrics(Metric):
-    """One confusion matrix (K, K), summed over images and processes; never an average of per-image scores.
+    """One confusion matrix, summed over images and processes; never an average of per-image scores.
+
+    ``num_outputs`` is K, background included.
 
     Examples:
         >>> metric = SegmentationMetrics(num_outputs=2)
@@ -69,7 +67,7 @@ class SegmentationMetrics(Metric):
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch (B, H, W); see `count_pairs`."""
+        """Count a batch (B, H, W) int64 in [0, C]; the target is 255 where nothing counts."""
         self.confusion += count_pairs(prediction, target, self.num_outputs)
 
     def compute(self) -> dict[str, Tensor]:
@@ -101,7 +99,7 @@ class TagAveragePrecision(Metric):
         self.add_state("tags", default=[], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, tags: Tensor) -> None:
-        """Keep a batch: logits (B, C) and tags (B, C) int64 in {0, 1}."""
+        """Keep a batch of logits (B, C) and tags (B, C) int64 in {0, 1}."""
         self.logits.append(logits)
         self.tags.append(tags)
 
@@ -122,7 +120,8 @@ def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dic
     ignored), the mean affinity of negative pairs, ``false_affinity``, and one minus that of positive ones,
     ``missed_affinity``. ``saturated_affinity`` is the share of labelled pairs whose affinity is below 0.02 or
     above 0.98, right or wrong: there the sigmoid has less than 8 % of its steepest slope. All three are 0
-    where there is no such pair. Affinity is read where there are affinity labels.
+    where there is no such pair. The labels have a segmentation; predicted affinity (B, N, N) in [0, 1] is
+    read where they have affinity too.
     """
     assert labels.segmentation is not None
     ignored = (labels.segmentation == IGNORE_INDEX).float().mean()

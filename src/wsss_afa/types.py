@@ -25,8 +25,6 @@ from torch import Tensor
 
 IGNORE_INDEX = 255
 """Mask value of pixels that neither losses nor metrics count."""
-
-
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean RGB, in 0…255 units."""
 STD = (58.395, 57.12, 57.375)
@@ -166,4 +164,3 @@ class FeatureBackbone(Backbone, Protocol):
 
     def __call__(self, image: Tensor) -> BackboneOutput:
         """Encode a normalised image (B, 3, H, W)."""
-        ...

@@ -26,13 +26,10 @@ from wsss_afa.errors import UserError
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], Callable[[], None]]:
-    """Make a program of a function of the composed configuration.
+    """Make a program of a function of the configuration that ``conf/{config_name}.yaml`` composes.
 
     A mistake of the user ends with exit code 1 and one line on the standard error; anything else is a bug
     and keeps its traceback.
-
-    Args:
-        config_name: file in ``conf/``, without its ending.
     """
 
     def decorate(task: Callable[[DictConfig], float]) -> Callable[[], None]:
@@ -73,15 +70,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
 
 _MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)
 """What may be a mistake of the user."""
-_EXTRAS = {
-    "tensorboard": "tensorboard",
-    "onnxscript": "export",
-    "onnx": "export",
-    "optuna": "sweep",
-    "joblib": "sweep",
-    "submitit": "sweep",
-}
-"""The extra of ours that brings an optional package."""
+_PLUGINS = ("optuna", "joblib", "submitit")
+_EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
+"""The extra of ours that brings packages with this in their names."""
 
 
 def _stop(error: Exception, config_name: str) -> NoReturn:
@@ -136,19 +127,17 @@ def _construction(error: Exception) -> str | None:
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
-    if isinstance(cause, TypeError) and (
-        match := re.search(r"unexpected keyword argument '(\w+)'", str(cause))
-    ):
-        key = re.search(r"full_key: (\S+)", str(error))
-        where = f"{key[1]}." if key else ""
-        return f"{where}{match[1]} is no setting; --help lists those there are"
-    return None
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    if match is None or not isinstance(cause, TypeError):
+        return None
+    key = re.search(r"full_key: (\S+)", str(error))
+    return f"{key[1] + '.' if key else ''}{match[1]} is no setting; --help lists those there are"
 
 
 def _override(error: Exception, config_name: str) -> str:
     """What is wrong with an override, and the nearest setting that exists."""
     text = " ".join(str(error).split())
-    if plugin := re.search(r"Could not find '(hydra/\w+)/((?:optuna|joblib|submitit)\w*)'", text):
+    if plugin := re.search(rf"Could not find '(hydra/\w+)/((?:{'|'.join(_PLUGINS)})\w*)'", text):
         return f"{plugin[1]}={plugin[2]} needs a package that is not installed: pip install 'wsss-afa[sweep]'"
     match = re.search(r"Could not override '([^']+)'", text)
     if match is None:
@@ -178,7 +167,6 @@ def _choices(overrides: Sequence[str]) -> list[str]:
 
 
 def _keys(config: object, prefix: str = "") -> list[str]:
-    """Dotted names of all settings in nested dictionaries."""
     if not isinstance(config, dict):
         return []
     names = [f"{prefix}{key}" for key in config]

@@ -28,55 +28,41 @@ composed configuration, --hydra-help Hydra's own options. --help after other wor
 
 
 def help_page(config_name: str, overrides: Sequence[str]) -> str:
-    """The page of one program.
-
-    Args:
-        config_name: file in ``conf/``, without its ending.
-        overrides: the command line's, without options.
-    """
+    """The page of the program of ``conf/{config_name}.yaml``, as the overrides compose it."""
     program = Path(CONFIG_DIR, f"{config_name}.yaml")
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg))
-    folders = _folders(config)
-    groups = _groups(program, folders, _choices(config))
+    runtime = config.pop("hydra")["runtime"]
+    sources = runtime["config_sources"]  # the library's folder, and one of the user's
+    folders = [Path(source["path"]) for source in sources if source["schema"] == "file"]
+    choices = _choices(runtime["choices"], list(config))
+    groups = _groups(program, folders, choices)
     lines = [*_header(program), "", *(["Groups and their files", *groups, ""] if groups else []), _MORE]
-    settings = dict(_leaves({key: value for key, value in config.items() if key != "hydra"}))
-    chosen = {group: name for group, name in _choices(config).items() if name is not None}
+    settings = dict(_leaves(config))
+    chosen = {group: name for group, name in choices.items() if name is not None}
     prefixes = ["", *(f"{group.replace('/', '.')}." for group in chosen)]
     general = _comments([program], "")
     for prefix, (group, name) in zip(prefixes, [("", config_name), *chosen.items()], strict=True):
         files = sorted(_files(folders, group), key=lambda file: file.stem == name)  # the chosen one last
         comments = _comments(files, prefix) | general if group else general
         own = [n for n in settings if max(filter(n.startswith, prefixes), key=len) == prefix]
-        rows = [_row(setting, settings[setting], _comment(comments, setting)) for setting in own]
+        rows = [_row(setting, settings[setting], comments) for setting in own]
         title = f"{group}={name}: {_header(files[-1])[0]}".rstrip(": ") if group else "Settings"
         lines += ["", title, *rows] if rows else []
     return "\n".join(lines)
 
 
-def _choices(config: Mapping[str, Any]) -> dict[str, str | None]:
+def _choices(choices: Mapping[str, str | None], order: Sequence[str]) -> dict[str, str | None]:
     """The file of each group, if any, in the order of the configuration."""
-    order = list(config)
-    chosen = {
-        group: name
-        for group, name in config["hydra"]["runtime"]["choices"].items()
-        if group.partition("/")[0] in order and group.partition("/")[0] != "hydra"
-    }
-    return dict(sorted(chosen.items(), key=lambda item: (order.index(item[0].partition("/")[0]), item[0])))
-
-
-def _folders(config: Mapping[str, Any]) -> list[Path]:
-    """Where settings lie: the library's folder, and one that the user has added."""
-    sources = config["hydra"]["runtime"]["config_sources"]
-    return [Path(source["path"]) for source in sources if source["schema"] == "file"]
+    tops = {group: group.partition("/")[0] for group in choices}
+    placed = sorted((order.index(top), group) for group, top in tops.items() if top in order)
+    return {group: choices[group] for _, group in placed}
 
 
 def _files(folders: Sequence[Path], group: str) -> list[Path]:
-    """The files of a group, by name."""
-    return sorted(
-        (file for folder in folders for file in (folder / group).glob("*.yaml")), key=lambda x: x.stem
-    )
+    files = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+    return sorted(files, key=lambda file: file.stem)
 
 
 def _header(path: Path) -> list[str]:
@@ -115,28 +101,21 @@ def _comments(files: Sequence[Path], prefix: str) -> dict[str, str]:
     return found
 
 
-def _comment(comments: Mapping[str, str], setting: str) -> str:
-    """What is said of a setting, or of all below its parent."""
-    return comments.get(setting) or comments.get(setting.rpartition(".")[0], "")
-
-
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Settings by dotted name; classes, and what only Hydra knows, are none."""
     for key, value in config.items():
+        hidden = key in ("_target_", "task") or value == {} or (prefix and str(value).startswith("${hydra:"))
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
-        elif (
-            key not in ("_target_", "task")
-            and value != {}
-            and not (prefix and str(value).startswith("${hydra:"))
-        ):
+        elif not hidden:
             yield f"{prefix}{key}", value
 
 
-def _row(name: str, value: Any, comment: str) -> str:
+def _row(name: str, value: Any, comments: Mapping[str, str]) -> str:
+    """A setting, and what is said of it or of all below its parent."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     setting = textwrap.fill(f"  {name}={text}", _width(), subsequent_indent=" " * 6, break_on_hyphens=False)
-    return _wrap(setting, comment)
+    return _wrap(setting, comments.get(name) or comments.get(name.rpartition(".")[0], ""))
 
 
 def _width() -> int:
@@ -146,7 +125,5 @@ def _width() -> int:
 def _wrap(word: str, text: str) -> str:
     """A word, and behind it a text that keeps to its column."""
     lines = textwrap.wrap(text, _width() - _COLUMN, break_long_words=False, break_on_hyphens=False)
-    if len(word) < _COLUMN and lines:
-        lines[0] = f"{word:<{_COLUMN}}{lines[0]}"
-        return "\n".join([lines[0], *(" " * _COLUMN + line for line in lines[1:])])
-    return "\n".join([word, *(" " * _COLUMN + line for line in lines)])
+    first = f"{word:<{_COLUMN}}{lines.pop(0)}" if lines and len(word) < _COLUMN else word
+    return "\n".join([first, *(" " * _COLUMN + line for line in lines)])

@@ -41,14 +41,7 @@ SETTINGS = {
 
 
 def refuse_renamed(words: Sequence[str]) -> None:
-    """Say what old overrides are called now.
-
-    Args:
-        words: of the command line.
-
-    Raises:
-        UserError: there are old names among them.
-    """
+    """Raise a `UserError` that says what old overrides among the words of the command line are called now."""
     pairs = [(word, new) for word in words if (new := renamed(word)) is not None]
     if pairs:
         raise UserError("; ".join(f"{old} is now {new}" for old, new in pairs))

@@ -26,23 +26,14 @@ def affinity_cross_entropy(logits: Tensor, label: Tensor, shared_counts: bool = 
     """Equation 5 with −log A and −log(1 − A) in the places of 1 − A and A; not the paper's.
 
     Its gradient in a logit z is A − 1 and A, where that of equation 5 is ∓A(1 − A): a pair that is quite
-    wrong teaches most, instead of nothing.
-
-    Args:
-        logits: (B, N, N), A before the sigmoid.
-        label: (B, N, N) int64: 1 same, 0 different, 255 ignored.
-        shared_counts: N⁺ and N⁻ are of all processes, see `losses.counts`.
+    wrong teaches most, instead of nothing. Logits (B, N, N) are A before the sigmoid; the rest is as in
+    `affinity_loss`.
     """
     return _pair_means(F.softplus(-logits), F.softplus(logits), label, shared_counts)
 
 
 class AffinityLoss(nn.Module):
-    """Module face of `affinity_loss` and `affinity_cross_entropy`.
-
-    Args:
-        cross_entropy: `affinity_cross_entropy` instead of the paper's `affinity_loss`.
-        shared_counts: see `losses.counts`.
-    """
+    """Module face of the paper's `affinity_loss`, or of `affinity_cross_entropy` where that is asked for."""
 
     def __init__(self, cross_entropy: bool = False, shared_counts: bool = True):
         super().__init__()

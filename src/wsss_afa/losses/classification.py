@@ -29,11 +29,10 @@ def classification_loss(
 
 
 def balanced_positive_weight(tags: Tensor, most: float = 100.0) -> Tensor:
-    """Images without a class over images with it, (C,), in [1 / most, most]; 1 for a class without images.
+    """Images without a class over images with it, (C,), of the tags (n, C) of all training images.
 
-    Args:
-        tags: (n, C) of all training images.
-        most: bound that keeps a class of few images from shaking the training.
+    The weights are kept in [1 / most, most], lest a class of few images shake the training; a class without
+    images has 1.
 
     Examples:
         >>> balanced_positive_weight(torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0]]))

@@ -42,13 +42,10 @@ class DenseEnergyLoss(nn.Module):
         self.chunk = chunk
 
     def forward(self, logits: Tensor, rgb: Tensor, label: Tensor, box: Tensor) -> Tensor:
-        """Return the energy, a scalar ≤ 0.
+        """Return the energy, a scalar ≤ 0, of segmentation logits (B, K, h, w).
 
-        Args:
-            logits: (B, K, h, w) segmentation logits.
-            rgb: (B, 3, H, W) in [0, 1].
-            label: (B, H, W) int64 pseudo label.
-            box: (B, 4) the image part of the crop; nothing else has energy.
+        The image is (B, 3, H, W) in [0, 1], its pseudo label (B, H, W) int64. Pixels outside the box (B, 4),
+        the image part of the crop, have no energy.
         """
         size = (int(self.scale * rgb.shape[-2]), int(self.scale * rgb.shape[-1]))
         full = F.interpolate(logits.float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False)
@@ -66,11 +63,8 @@ class DenseEnergyLoss(nn.Module):
 
     def _filter(self, colour: Tensor, maps: Tensor) -> Tensor:
         """K applied to maps (B, K, h, w), exactly."""
-        height, width = maps.shape[-2:]
-        grid = torch.meshgrid(
-            torch.arange(height, device=maps.device), torch.arange(width, device=maps.device), indexing="ij"
-        )
-        position = torch.stack(grid).flatten(1).to(maps) / (self.sigma_position * self.scale)  # (2, n)
+        sides = [torch.arange(side, device=maps.device) for side in maps.shape[-2:]]
+        position = torch.cartesian_prod(*sides).T.to(maps) / (self.sigma_position * self.scale)  # (2, n)
         features = torch.cat(
             [position.expand(len(maps), -1, -1), colour.flatten(2) / self.sigma_color], dim=1
         ).mT.contiguous()  # (B, n, 5)
@@ -78,9 +72,8 @@ class DenseEnergyLoss(nn.Module):
         half_norm = features.square().sum(-1) / 2  # (B, n)
         values = maps.flatten(2).mT  # (B, n, K)
         rows = []
-        for part, part_norm in zip(
-            torch.split(features, self.chunk, 1), torch.split(half_norm, self.chunk, 1), strict=True
-        ):
+        chunks = (torch.split(each, self.chunk, 1) for each in (features, half_norm))
+        for part, part_norm in zip(*chunks, strict=True):
             offset = -(part_norm[:, :, None] + half_norm[:, None, :])
             rows.append(torch.baddbmm(offset, part, features.mT).exp_() @ values)
         return torch.cat(rows, dim=1).mT.reshape_as(maps)

@@ -34,10 +34,7 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor, shared_counts: bool = 
 def pixel_cross_entropy(logits: Tensor, label: Tensor, shared_counts: bool = False) -> Tensor:
     """Mean cross-entropy of all labelled pixels of the batch; 0 without gradient if there is none.
 
-    Args:
-        logits: (B, K, h, w), resized to the label's size.
-        label: (B, H, W) int64 in [0, C] or 255.
-        shared_counts: the mean is over the pixels of all processes, see `losses.counts`.
+    Logits, labels and shared counts are as in `balanced_cross_entropy`.
     """
     logits = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False)
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")

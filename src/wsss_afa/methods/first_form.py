@@ -14,11 +14,10 @@ _MOVED = {
         "wsss_afa.models.backbones.mix_transformer.mix_transformer"
     ),
     "wsss_afa.models.timm_features.TimmFeatures": "wsss_afa.models.backbones.timm_pyramid.TimmPyramid",
-}
-_NETWORKS = {
     "wsss_afa.models.afa.AFANet": "wsss_afa.methods.afa.method.AFA",
     "wsss_afa.models.segmentation_net.SegmentationNet": "wsss_afa.methods.supervised.Supervised",
 }
+_SUPERVISED = {"phases": {"segmentation": 0}, "weights": {"seg": 1.0}}
 _LOSSES = {
     "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
     "affinity": {"_target_": "wsss_afa.losses.affinity.AffinityLoss"},
@@ -35,21 +34,14 @@ def renew(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The same in today's form, losses aside, of which a trained network needs none.
 
     Targets that the form never had are left as they are, so that whoever builds the recipe refuses them.
-
-    Args:
-        recipe: of a checkpoint.
     """
     network, labels = dict(recipe["model"]), dict(recipe["pseudo_label"])
     backbone = dict(network.pop("backbone"))
     backbone["_target_"] = _MOVED.get(backbone["_target_"], backbone["_target_"])
-    network["_target_"] = _NETWORKS.get(network["_target_"], network["_target_"])
+    network["_target_"] = _MOVED.get(network["_target_"], network["_target_"])
     supervised = network["_target_"].endswith(".Supervised")
-    method = network | (_supervised() if supervised else _afa(labels))
+    method = network | (_SUPERVISED if supervised else _afa(labels))
     return {"method": method, "backbone": backbone, "class_names": recipe["class_names"]}
-
-
-def _supervised() -> dict[str, Any]:
-    return {"phases": {"segmentation": 0}, "weights": {"seg": 1.0}}
 
 
 def _afa(labels: dict[str, Any]) -> dict[str, Any]:

@@ -64,23 +64,13 @@ class AdamWPoly:
             raise UserError(
                 f"max_steps={max_steps}: the schedule needs a length; set trainer.max_steps=20000"
             )
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.betas = (betas[0], betas[1])
-        self.multipliers = {
-            "encoder": 1.0,
-            "norm": norm_multiplier,
-            "head": head_multiplier,
-            "decoder": decoder_multiplier,
-        }
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
+        self.multipliers = {"encoder": 1.0, "norm": norm_multiplier}
+        self.multipliers |= {"head": head_multiplier, "decoder": decoder_multiplier}
         self.schedule = warmup_poly(warmup_steps, max_steps, power)
 
     def __call__(self, kinds: Mapping[str, Iterable[nn.Parameter]]) -> tuple[AdamW, LambdaLR]:
-        """Return the optimiser and the scheduler, to be stepped once an optimiser step.
-
-        Args:
-            kinds: parameters by kind, named as the multipliers.
-        """
+        """Optimiser of parameters by kind, named as the multipliers; the scheduler steps whenever it does."""
         groups = [
             {
                 "params": list(parameters),

@@ -32,8 +32,6 @@ from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
 """Where what a recipe may build lives."""
-_PREFIX = "net."
-"""Of the weights of a method's network in a checkpoint."""
 _WEIGHTS = ("pretrained", "checkpoint_path")
 """Settings that name weights: ours, and one of timm's."""
 
@@ -50,10 +48,9 @@ class Recipe(TypedDict):
 
 
 def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
-    """A method with random weights, or those that its backbone's configuration names, from a recipe.
+    """A method with random weights, or those that its backbone's configuration names, from any recipe.
 
     Args:
-        recipe: of a checkpoint, or made of a configuration.
         trust: dotted names, as in ``module.Class``, of what may be built beside this library's own parts;
             None trusts all, for a configuration that is the user's own.
 
@@ -72,16 +69,13 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
 
 
 def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
-    """Rebuild a trained method from its file alone.
+    """Rebuild a trained method from its file alone; its ``recipe`` has the class names.
 
     Args:
         path: a ``.ckpt`` written by training, or a ``.pth`` of the AFA authors' program, with or without the
             prefix ``module.`` on its names. Such a file has the classes of VOC if there are 20, of COCO if
             there are 80, else class_1, class_2, ….
         trust: see `build`.
-
-    Returns:
-        The method with the file's weights; its ``recipe`` has the class names.
 
     Raises:
         UserError: there is no such file, it cannot be read as plain tensors and containers, or no known
@@ -104,11 +98,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
 
 
 def check_plain(config: Any, trust: Sequence[str] | None = ()) -> None:
-    """Refuse what Hydra would make more of than a value or a part that may be built.
-
-    Args:
-        config: of a recipe.
-        trust: see `build`.
+    """Refuse what Hydra would make more of than a value or a part that may be built; for trust see `build`.
 
     Raises:
         UserError: a target is neither ours nor trusted, or a setting is no plain value.
@@ -170,7 +160,7 @@ def _own(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tenso
     recipe = content[RECIPE_KEY]
     recipe = _without_pretrained(renew(recipe) if is_first_form(recipe) else recipe)
     state = content["state_dict"].items()
-    return recipe, {key.removeprefix(_PREFIX): value for key, value in state if key.startswith(_PREFIX)}
+    return recipe, {key.removeprefix("net."): value for key, value in state if key.startswith("net.")}
 
 
 def _without_pretrained(config: Any) -> Any:

@@ -16,12 +16,7 @@ from wsss_afa.types import Activation, AffinityTokens, Batch, Evaluation, Featur
 
 
 class SegmentationNet(nn.Module):
-    """An ordinary segmentation network: a backbone and the all-MLP decoder.
-
-    Args:
-        backbone: yields feature maps.
-        num_classes: C, foreground classes; background is added.
-        decoder_dim: width of the decoder.
+    """An ordinary segmentation network of C classes and background: a backbone and the all-MLP decoder.
 
     Raises:
         UserError: there is no class.
@@ -57,15 +52,9 @@ def class_lead(logits: Tensor) -> Tensor:
 
 
 class Supervised(Method):
-    """Mean cross-entropy over all labelled pixels, from the first step on.
+    """Mean cross-entropy over all labelled pixels, the loss ``seg``, in one phase from step 0 on.
 
-    Args:
-        backbone: yields feature maps.
-        num_classes: C, foreground classes.
-        phases: one, from step 0 on.
-        weights: factor of ``seg``.
-        decoder_dim: width of the decoder.
-        shared_counts: whether the mean is over the pixels of all processes; see `losses.counts`.
+    With ``shared_counts`` the mean is over the pixels of all processes; see `losses.counts`.
     """
 
     needs_labels = True

@@ -54,6 +54,5 @@ class MLPDecoder(nn.Module):
 
 
 def _project(linear: nn.Module, feature: Tensor) -> Tensor:
-    """A Linear over the channels of (B, C, h, w)."""
     assert isinstance(linear, nn.Linear)
     return F.conv2d(feature, linear.weight[:, :, None, None], linear.bias)

@@ -13,16 +13,10 @@ from wsss_afa.types import IGNORE_INDEX, AffinityTokens
 
 @lru_cache(maxsize=16)
 def radius_mask(height: int, width: int, radius: int, device: torch.device | None = None) -> Tensor:
-    """Pairs of grid cells at most ``radius`` apart along each axis (Chebyshev distance).
+    """Pairs of cells of a token grid at most ``radius`` cells apart along each axis (Chebyshev distance).
 
-    Args:
-        height: h of the token grid.
-        width: w of the token grid.
-        radius: in cells.
-        device: of the result, which is kept for the next call.
-
-    Returns:
-        (N, N) bool, symmetric, true on the diagonal; do not write into it.
+    The mask (N, N) bool is symmetric and true on the diagonal. It is kept for the next call: do not write
+    into it.
 
     Examples:
         >>> radius_mask(1, 4, radius=1).int()
@@ -33,23 +27,15 @@ def radius_mask(height: int, width: int, radius: int, device: torch.device | Non
     """
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
-    return (_distance(rows) <= radius) & (_distance(columns) <= radius)
-
-
-def _distance(position: Tensor) -> Tensor:
-    return (position[:, None] - position[None, :]).abs()
+    cells = torch.stack([rows, columns])  # (2, N)
+    return ((cells[:, :, None] - cells[:, None, :]).abs() <= radius).all(0)
 
 
 def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
-    """Which pairs of tokens share a class, from a pseudo label.
+    """Which pairs of tokens share a class: (B, N, N) int64, 1 same, 0 different, 255 ignored.
 
-    Args:
-        label: (B, H, W) int64 in [0, C] or 255.
-        grid: (h, w) of the tokens; the label is taken at the nearest pixel.
-        radius: pairs farther apart than this, in cells, are ignored.
-
-    Returns:
-        (B, N, N) int64: 1 same class, 0 different, 255 where either token is 255 or they are too far apart.
+    The label (B, H, W) int64 in [0, C] or 255 is taken at the nearest pixel to each token of the grid (h, w).
+    A pair is ignored where either token is 255 or they are farther apart than the radius, in cells.
 
     Examples:
         >>> affinity_label(torch.tensor([[[3, 3, 0, 255]]]), grid=(1, 4), radius=2)
@@ -67,16 +53,10 @@ def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
 
 @torch.no_grad()
 def attention_affinity(tokens: AffinityTokens) -> Tensor:
-    """Mean over heads of the scaled, soft-maxed attention, as symmetric values that can be propagated with.
+    """Mean over heads of the scaled, soft-maxed attention, made symmetric: (B, N, N) float32 in [0, 1].
 
     A row of attention sums to 1, which leaves hundreds of tokens next to nothing each. So each row is taken
-    relative to its largest value before it is averaged with the column.
-
-    Args:
-        tokens: queries and keys of the last blocks; one head's (N, N) matrix is made at a time.
-
-    Returns:
-        (B, N, N) in [0, 1], symmetric, float32.
+    relative to its largest value before it is averaged with the column. One head's matrix is made at a time.
     """
     total: Tensor | None = None
     for queries, keys in zip(tokens.queries, tokens.keys, strict=True):

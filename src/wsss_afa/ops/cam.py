@@ -18,14 +18,10 @@ class Localizer(Protocol):
 
     def activate(self, image: Tensor) -> Activation:
         """Return the raw map (B, C, h, w) and tokens of a normalised image (B, 3, H, W)."""
-        ...
 
 
 def normalize_cam(cam: Tensor) -> Tensor:
-    """Shift and scale each map to [0, 1]: (x − min) / (max − min + 1e-5).
-
-    Args:
-        cam: (B, C, H, W), any range.
+    """Shift and scale each of the maps (B, C, H, W) to [0, 1]: (x − min) / (max − min + 1e-5).
 
     Examples:
         >>> normalize_cam(torch.tensor([[[[-2.0, 0.0, 2.0]]]]))
@@ -57,26 +53,21 @@ class MultiScaleCAM(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self,
-        net: Localizer,
-        image: Tensor,
-        known: Activation | None = None,
-        channels: Tensor | None = None,
+        self, net: Localizer, image: Tensor, known: Activation | None = None, channels: Tensor | None = None
     ) -> Activation:
         """Return the merged map (B, C, H, W) in [0, 1], float32, and the largest scale's tokens.
 
         Args:
             net: makes the raw maps.
-            image: (B, 3, H, W) normalised.
+            image: (B, 3, H, W), normalised.
             known: the raw activation of ``image`` itself where a pass has made it already; it serves as the
                 un-mirrored map of scale 1.
-            channels: (B, G) int64 in [0, C), which maps of each image to keep: the result has G of them, in
-                this order. Whatever is left out is never resized.
+            channels: (B, G) int64 in [0, C), the maps of each image to keep, in this order; None keeps all.
         """
         size = image.shape[-2:]
-        total = None
+        total: Tensor | None = None
         for scale in self.scales:
-            scaled = _rescale(image, scale)
+            scaled = image if scale == 1 else resize(image, [int(scale * side) for side in size])
             plain = known if known is not None and scale == 1 else net.activate(scaled)
             merged = resize(_select(plain.cam, channels), size)
             if self.mirror:
@@ -95,9 +86,3 @@ def _select(cam: Tensor, channels: Tensor | None) -> Tensor:
     if channels is None:
         return cam.float()
     return cam.gather(1, channels[:, :, None, None].expand(-1, -1, *cam.shape[-2:])).float()
-
-
-def _rescale(image: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return image
-    return resize(image, [int(scale * side) for side in image.shape[-2:]])

@@ -15,12 +15,9 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def to_rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo the normalisation, truncate to 8 bits and scale to [0, 1], as the released program does.
+    """Image (B, 3, H, W) in [0, 1], truncated to 8 bits as in the released program, of a normalised one.
 
-    Args:
-        image: (B, 3, H, W) normalised.
-        mean: of the channels, 0…255.
-        std: of the channels, 0…255.
+    ``mean`` and ``std`` of the channels are in 0…255 units.
     """
     channels = [image[:, i].float() * std[i] + mean[i] for i in range(3)]
     return torch.stack(channels, dim=1).clamp_(0, 255).to(torch.uint8) / 255.0

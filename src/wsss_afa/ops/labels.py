@@ -39,15 +39,9 @@ def own_classes(class_label: Tensor) -> OwnClasses:
 
 
 def class_scores(cam: Tensor, classes: OwnClasses, background: float) -> Tensor:
-    """Soft-max over background and own classes.
+    """Soft-max over background, whose score is the constant β, and each image's own classes.
 
-    Args:
-        cam: (B, C, h, w) in [0, 1].
-        classes: which classes each image has.
-        background: constant score β of the background.
-
-    Returns:
-        (B, G, h, w) in [0, 1], 0 for filling.
+    Of maps (B, C, h, w) in [0, 1] it makes scores (B, G, h, w) in [0, 1], which are 0 for filling.
     """
     stacked = F.pad(cam, (0, 0, 0, 0, 1, 0), value=background)  # (B, K, h, w)
     index = classes.ids[:, :, None, None].expand(-1, -1, *cam.shape[-2:])
@@ -62,16 +56,13 @@ def best_class(scores: Tensor, classes: OwnClasses) -> Tensor:
 
 
 def cam_label(cam: Tensor, class_label: Tensor, low: float, high: float) -> Tensor:
-    """Threshold activation maps.
+    """Threshold activation maps to a label (B, H, W) int64 in [0, C] or 255.
 
     Args:
         cam: (B, C, H, W) in [0, 1].
         class_label: (B, C) multi-hot; other classes never win.
         low: scores up to here are background.
         high: scores above ``low`` and up to here are ignored; ``low`` for a label without ignored pixels.
-
-    Returns:
-        (B, H, W) int64 in [0, C] or 255.
 
     Examples:
         >>> import torch
@@ -84,11 +75,9 @@ def cam_label(cam: Tensor, class_label: Tensor, low: float, high: float) -> Tens
 
 
 def merge_thresholds(low: Tensor, high: Tensor) -> Tensor:
-    """Foreground where the high threshold says so, background where both do, 255 between.
+    """Merge labels (B, H, W) int64 that were made with the low and the high score of background.
 
-    Args:
-        low: (B, H, W) int64 label made with the low background score.
-        high: (B, H, W) int64 label made with the high background score.
+    It is foreground where the high one says so, background where both do, and 255 between.
 
     Examples:
         >>> import torch

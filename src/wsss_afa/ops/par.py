@@ -60,13 +60,12 @@ class PixelAdaptiveRefinement(nn.Module):
         self.register_buffer("position_kernel", position_weight * kernel.softmax(0), persistent=False)
 
     def forward(self, image: Tensor, maps: Tensor, extent: Tensor | None = None) -> Tensor:
-        """Return ``maps`` (B, G, H, W) refined; a constant c becomes c · 1.01^num_iter.
+        """Return ``maps`` (B, G, H, W) of any range refined; a constant c becomes c · 1.01^num_iter.
 
-        Half precision is computed, and returned, as float32.
+        Half precision is computed, and returned, as float32. The result is linear in the maps.
 
         Args:
             image: (B, 3, H, W) RGB in [0, 1]; gets no gradient.
-            maps: (B, G, H, W), any range; linear in them.
             extent: (B, 2) int64, height and width of the part of each canvas, from the top left, that is
                 image: its border is replicated instead of the canvas's. None: the whole canvas.
         """
@@ -74,15 +73,15 @@ class PixelAdaptiveRefinement(nn.Module):
         weights = torch.split(self.kernel(image, extent), 1, dim=1)  # P of (B, 1, H, W)
         maps = maps.clone()
         for _ in range(self.num_iter):
-            maps = self._average(weights, maps, extent)
+            neighbours = self._neighbours(maps, extent)  # of a copy
+            maps = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
+            for weight, neighbour in zip(weights, neighbours, strict=True):
+                maps.addcmul_(weight, neighbour)
         return maps
 
     @torch.no_grad()
     def kernel(self, image: Tensor, extent: Tensor | None = None) -> Tensor:
-        """Weights of the P neighbours of each pixel, (B, P, H, W); they sum to 1 + ``position_weight``.
-
-        They carry no gradient to the image, and each stage overwrites the one before.
-        """
+        """Weights of the P neighbours of each pixel, (B, P, H, W); they sum to 1 + ``position_weight``."""
         count = len(self.offsets)
         weights = image.new_zeros(image.shape[0], count, *image.shape[-2:])
         for channel in torch.split(image, 1, dim=1):  # (B, 1, H, W)
@@ -102,18 +101,9 @@ class PixelAdaptiveRefinement(nn.Module):
         weights /= weights.sum(1, keepdim=True)
         return weights.add_(self.position_kernel.to(image)[:, None, None])
 
-    def _average(self, weights: Sequence[Tensor], maps: Tensor, extent: Tensor | None) -> Tensor:
-        """Weighted sum of the neighbours, in the memory of ``maps`` unless a gradient needs them."""
-        neighbours = self._neighbours(maps, extent)
-        refined = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
-        for weight, neighbour in zip(weights, neighbours, strict=True):
-            refined.addcmul_(weight, neighbour)
-        return refined
-
     def _neighbours(self, maps: Tensor, extent: Tensor | None) -> list[Tensor]:
         """Views of a copy of ``maps`` shifted by every offset, borders replicated."""
-        height, width = maps.shape[-2:]
-        reach = self.reach
+        (height, width), reach = maps.shape[-2:], self.reach
         padded = _replicate(maps, reach, extent)
         return [
             padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
@@ -125,12 +115,9 @@ def _replicate(maps: Tensor, reach: int, extent: Tensor | None) -> Tensor:
     """Pad (B, G, H, W) by ``reach`` on each side with the nearest pixel inside ``extent``."""
     if extent is None:
         return F.pad(maps, (reach,) * 4, mode="replicate")
-    for axis in (0, 1):
-        position = torch.arange(-reach, maps.shape[2 + axis] + reach, device=maps.device)
-        inside = torch.minimum(position.clamp(min=0)[None], extent[:, axis, None] - 1)  # (B, H + 2·reach)
-        shape = [maps.shape[0], 1, 1, 1]
-        shape[2 + axis] = len(position)
-        target = list(maps.shape)
-        target[2 + axis] = len(position)
-        maps = maps.gather(2 + axis, inside.view(shape).expand(target))
+    for axis in (2, 3):
+        position = torch.arange(-reach, maps.shape[axis] + reach, device=maps.device)
+        inside = torch.minimum(position.clamp(min=0), extent[:, axis - 2, None] - 1)  # (B, H + 2·reach)
+        index = inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
+        maps = maps.take_along_dim(index, axis)
     return maps

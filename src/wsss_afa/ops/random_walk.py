@@ -6,14 +6,11 @@ from torch import Tensor, nn
 
 from wsss_afa.ops.affinity import radius_mask
 
-_EPS = 0.1
-"""Added to every column sum: an isolated token fades instead of dividing by zero."""
-
 
 def propagate(
     maps: Tensor, affinity: Tensor, radius: int = 8, power: int = 2, num_log_steps: int = 0
 ) -> Tensor:
-    """Walk once along T, the affinity to the ``power`` with each column scaled by its sum + 0.1.
+    """Maps carried once along T, the affinity to the ``power`` with each column scaled by its sum + 0.1.
 
     Args:
         maps: (B, G, h, w), G maps of any meaning on the token grid.
@@ -21,9 +18,6 @@ def propagate(
         radius: pairs farther apart than this, in cells per axis, get no weight.
         power: exponent of the affinity; more sharpens it.
         num_log_steps: times that T is squared: 2 ** num_log_steps steps of the walk.
-
-    Returns:
-        (B, G, h, w) propagated maps.
 
     Examples:
         A cell that fires, one that belongs to it, and one that belongs to nobody, 0.1 being in each sum:
@@ -36,20 +30,14 @@ def propagate(
     height, width = maps.shape[-2:]
     near = radius_mask(height, width, radius, affinity.device)
     transition = affinity.masked_fill(~near, 0.0).pow_(power)
-    transition /= transition.sum(dim=1, keepdim=True) + _EPS
+    transition /= transition.sum(dim=1, keepdim=True) + 0.1  # an isolated token fades, not divides by zero
     for _ in range(num_log_steps):
         transition = transition @ transition
     return (maps.flatten(2) @ transition).view_as(maps)
 
 
 class RandomWalkPropagation(nn.Module):
-    """Module face of `propagate`.
-
-    Args:
-        radius: see `propagate`.
-        power: see `propagate`.
-        num_log_steps: see `propagate`.
-    """
+    """Module face of `propagate`, which explains the settings."""
 
     def __init__(self, radius: int = 8, power: int = 2, num_log_steps: int = 0):
         super().__init__()

@@ -36,13 +36,9 @@ class RefinedLabels(nn.Module):
         self.downscale = downscale
 
     def forward(self, rgb: Tensor, cam: Tensor, classes: OwnClasses, box: Tensor) -> Tensor:
-        """Return the refined label (B, H, W) int64 in [0, C] or 255, which stands outside the box.
+        """Return the refined label (B, H, W) int64 in [0, C] or 255, which stands outside the box (B, 4).
 
-        Args:
-            rgb: (B, 3, H, W) in [0, 1].
-            cam: (B, C, H, W) in [0, 1].
-            classes: which classes each image has.
-            box: (B, 4) what of the crop is image.
+        The image is (B, 3, H, W) in [0, 1], the activation map (B, C, H, W) in [0, 1].
         """
         return self.label(self.maps(rgb, cam, classes), classes, box)
 

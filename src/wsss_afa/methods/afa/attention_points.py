@@ -24,7 +24,7 @@ class Walk(NamedTuple):
 
 
 def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:
-    """What one token (in [0, N)) of an image of the batch attends to, (h, w), with a sum of 1.
+    """What a token in [0, N) of an image of the batch attends to, (h, w) with a sum of 1.
 
     It is the soft-max of the token's scaled logits, averaged over heads and blocks.
     """
@@ -41,8 +41,8 @@ def look(walk: Walk, index: int) -> list[Point]:
     Attention is shown relative to its largest value and the propagated map stretched to [0, 1]; affinity is
     shown as it is, beyond the radius of propagation as well.
     """
-    present = walk.classes.present[index]
-    return [_look(walk, index, place) for place in range(1, len(present)) if present[place]]
+    positions = walk.classes.present[index].nonzero().flatten().tolist()[1:]  # without background
+    return [_look(walk, index, position) for position in positions]
 
 
 def _look(walk: Walk, index: int, position: int) -> Point:

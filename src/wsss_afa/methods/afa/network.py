@@ -35,10 +35,8 @@ class AffinityHead(nn.Module):
     product, so it is *one* product of the concatenated w_m q_m with the concatenated k_m, and no per-head
     (N, N) map is ever stored. Computed in float32 whatever the autocast: raw logits are large.
 
-    Args:
-        num_maps: M.
-        gain: multiplies the initial weights. Queries and keys trained from scratch give logits far outside
-            the sigmoid's slope; a gain below 1 brings them back.
+    ``gain`` multiplies the initial weights. Queries and keys trained from scratch give logits far outside the
+    sigmoid's slope; a gain below 1 brings them back.
     """
 
     def __init__(self, num_maps: int, gain: float = 1.0):
@@ -64,11 +62,10 @@ class AffinityHead(nn.Module):
 
 
 class AFANet(nn.Module):
-    """Backbone, classifier, affinity head and decoder.
+    """Backbone, classifier of ``num_classes`` (C), affinity head, and decoder of these and background.
 
     Args:
         backbone: yields four feature maps and the queries and keys of its last blocks.
-        num_classes: C, foreground classes; background is added where it belongs.
         decoder_dim: width of the decoder.
         pool_top_k: positions averaged by the classification pooling. 1 is global max pooling (the paper's
             table 1 finds it best), None is global average pooling.
@@ -122,7 +119,7 @@ class AFANet(nn.Module):
     def activation(self, encoded: BackboneOutput) -> Activation:
         """Raw class activation map (B, C, h, w) and affinity tokens of what the backbone made, detached."""
         last = encoded.features[-1].detach()
-        queries, keys = ([each.detach() for each in list_] for list_ in (encoded.queries, encoded.keys))
+        queries, keys = ([each.detach() for each in kind] for kind in (encoded.queries, encoded.keys))
         tokens = AffinityTokens(queries, keys, grid=(last.shape[-2], last.shape[-1]))
         return Activation(cam=F.conv2d(last, self.classifier.weight.detach()), tokens=tokens)
 

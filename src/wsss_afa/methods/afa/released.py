@@ -31,10 +31,9 @@ _KEYS = {
 
 
 def released_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Recipe and weights of a checkpoint that the AFA authors' program wrote.
+    """Recipe and weights of a file of the AFA authors' program.
 
-    Args:
-        content: of the file; weights by name, alone or under ``state_dict`` or ``model``.
+    Its content is weights by name, alone or under ``state_dict`` or ``model``.
 
     Raises:
         UserError: the names or the shapes are not those of a released AFA network.
@@ -49,14 +48,10 @@ def released_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], dic
 
 
 def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a checkpoint of the released AFA program the names of our AFANet.
+    """Give released weights, each name with or without a leading `module.`, the names of our AFANet.
 
-    Args:
-        state: names as released, each with or without a leading `module.`.
-
-    Returns:
-        `backbone.*`, `decoder.*`, `affinity_head.*` and `classifier.weight`; the affinity head's 1×1
-        convolution (1, M, 1, 1) has become the vector (M,) of its weights.
+    These are `backbone.*`, `decoder.*`, `affinity_head.*` and `classifier.weight`; the affinity head's 1×1
+    convolution (1, M, 1, 1) becomes the vector (M,) of its weights.
 
     Raises:
         UserError: the keys are not those of a released AFA network.
@@ -78,7 +73,7 @@ def rename_afa(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What rebuilds the method of a released AFA checkpoint, whose weights have our names (`rename_afa`).
+    """What rebuilds the method of released weights, given under our names.
 
     The encoder's variant, the decoder's width and the number of classes are those of the shapes. Strides and
     pseudo labels are the released program's, for 80 classes those of its COCO settings.
@@ -89,20 +84,17 @@ def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
     num_classes = len(state["classifier.weight"])
     names = {len(classes): list(classes) for classes in (VOC_CLASSES, COCO_CLASSES)}
     coco = num_classes == len(COCO_CLASSES)
-    start, propagation = (5001, 15001) if coco else (2001, 6001)
+    num_iter, segmentation, propagation = (15, 5001, 15001) if coco else (10, 2001, 6001)
     return {
         "method": {
             "_target_": "wsss_afa.methods.afa.method.AFA",
             "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"},
-            "refine": {
-                "_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement",
-                "num_iter": 15 if coco else 10,
-            },
+            "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement", "num_iter": num_iter},
             "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation"},
             "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
             "affinity": {"_target_": "wsss_afa.losses.affinity.AffinityLoss"},
             "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
-            "phases": {"classification": 0, "segmentation": start, "propagation": propagation},
+            "phases": {"classification": 0, "segmentation": segmentation, "propagation": propagation},
             "weights": {"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
             "decoder_dim": len(state["decoder.fuse.weight"]),
             "affinity_from_propagated": coco,

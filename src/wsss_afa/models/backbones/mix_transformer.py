@@ -42,14 +42,9 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def attention_logits(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
-    """Per-head attention before scaling and softmax, q kᵀ: for pictures, ablations and tests.
+    """Per-head attention (B, M, N, N) before scaling and softmax, q kᵀ, of the oldest block's heads first.
 
-    Args:
-        queries: (B, heads, N, head_dim) each, oldest block first.
-        keys: like the queries.
-
-    Returns:
-        (B, M, N, N), all heads of the first block, then of the next.
+    Queries and keys are of several blocks, oldest first, (B, heads, N, head_dim) each.
     """
     return torch.cat([query @ key.transpose(-2, -1) for query, key in zip(queries, keys, strict=True)], dim=1)
 
@@ -148,11 +143,10 @@ class Stage(nn.Module):
         """Map → map (B, c, *s), channels last in memory, and the last blocks' queries and keys."""
         queries, keys = [], []
         tokens, size = self.patch_embed(image)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens, query, key = checkpoint(block, tokens, size, use_reentrant=False)
-            else:
-                tokens, query, key = block(tokens, size)
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            tokens, query, key = run(tokens, size)
             if index >= self.first_affinity_block:
                 queries.append(query)
                 keys.append(key)
@@ -171,15 +165,9 @@ class MixTransformer(nn.Module):
         strides: of the patch embeddings. AFA keeps 1/16 in the last stage; SegFormer has (4, 2, 2, 2).
         drop_path_rate: of the last block, in [0, 1); rises linearly from 0 in the first.
         num_affinity_blocks: blocks of stage 4, counted from its end, that hand out queries and keys.
-        activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest
-            again: less memory, one more forward pass of time.
+        activation_checkpointing: the backward pass runs blocks again: less memory, one more forward of time.
 
-    Attributes:
-        channels: of the four features.
-        reductions: image pixels per feature pixel along a side.
-        num_affinity_maps: attention heads handed out, M.
-        affinity_head_dim: channels of a handed-out query or key.
-        min_side: the shortest image side in pixels that leaves every reduction something to reduce.
+    It has the attributes of a `FeatureBackbone`, and ``affinity_head_dim``, channels of a query or key.
     """
 
     def __init__(
@@ -216,14 +204,10 @@ class MixTransformer(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, image: Tensor) -> BackboneOutput:
-        """Encode images of any size from `min_side` on.
+        """Encode normalised images (B, 3, H, W) of any size from `min_side` on.
 
-        Args:
-            image: (B, 3, H, W), normalised RGB.
-
-        Returns:
-            Four features (B, channels[i], ⌈H / reductions[i]⌉, ⌈W / reductions[i]⌉), and of each of the last
-            blocks the queries and keys (B, heads, N, head_dim), not scaled.
+        There are four features (B, channels[i], ⌈H / reductions[i]⌉, ⌈W / reductions[i]⌉), and of each of the
+        last blocks the queries and keys (B, heads, N, head_dim), not scaled.
 
         Raises:
             UserError: a side is shorter than `min_side`.
@@ -269,17 +253,13 @@ def mix_transformer(
     drop_path_rate: float = 0.1,
     activation_checkpointing: bool = False,
 ) -> MixTransformer:
-    """Build an encoder, with published weights if wanted.
+    """Build an encoder, on the CPU and in training mode, with published weights if wanted.
+
+    The other settings are those of `MixTransformer`.
 
     Args:
         variant: a key of `VARIANTS`.
         pretrained: None for random weights; else a file, a URL or a hub id, see `weights.read_weights`.
-        strides: of the four patch embeddings.
-        drop_path_rate: of the last block, in [0, 1).
-        activation_checkpointing: trade time for memory, see `MixTransformer`.
-
-    Returns:
-        The encoder, on the CPU, in training mode.
 
     Raises:
         UserError: unknown variant, not four strides, or weights that cannot be had or do not fit.

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from wsss_afa.errors import UserError
 
-__all__ = ["FITS", "POSITIONS", "fit_to_patches", "resize_positions"]
-
 FITS = ("pad", "crop", "resize")
 """Ways to bring an image to whole patches, see `fit_to_patches`."""
 
@@ -30,14 +28,11 @@ POSITIONS: Mapping[str, tuple[str, bool, float]] = {
 
 
 def fit_to_patches(image: Tensor, patch: int, rule: str) -> Tensor:
-    """Bring the sides of an image (B, 3, H, W) to multiples of the patch.
+    """Bring the sides of a normalised image (B, 3, H, W) to multiples of the patch, in pixels.
 
-    Args:
-        image: normalised RGB.
-        patch: side of a patch in pixels.
-        rule: ``pad`` adds zeros, which are the mean colour, on the right and below: the last row and column
-            of cells may reach beyond the image. ``crop`` leaves incomplete cells out. ``resize`` shrinks the
-            image to the whole patches that fit into it, bilinear without antialias.
+    ``pad`` adds zeros, which are the mean colour, on the right and below: the last row and column of cells
+    may reach beyond the image. ``crop`` leaves incomplete cells out. ``resize`` shrinks the image to the
+    whole patches that fit into it, bilinear without antialias.
 
     Raises:
         UserError: the image holds no whole patch, and the rule is not ``pad``.
@@ -61,12 +56,7 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
 
     Interpolation acts on each axis with a matrix of weights. Its gradient is then a matrix product, which
     repeats bit by bit on a GPU. No branch hangs on the sizes: an exported graph takes images of any size.
-
-    Args:
-        positions: embeddings row by row.
-        old: h₀ and w₀.
-        new: h and w.
-        rule: a key of `POSITIONS`. Under each of them the old grid gives the old numbers.
+    The rule is a key of `POSITIONS`; under each of them the old grid gives the old numbers.
     """
     mode, antialias, offset = POSITIONS[rule]
     distance = abs(new[0] - old[0]) + abs(new[1] - old[1])

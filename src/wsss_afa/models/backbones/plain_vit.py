@@ -18,8 +18,6 @@ from torch import Tensor
 from wsss_afa.errors import UserError
 from wsss_afa.models.weights import fit_vit, read_weights, weights_sha256
 
-__all__ = ["fill", "plain_vit", "project", "run_block"]
-
 
 def project(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (B, heads, n, d) that a block makes of the tokens (B, n, D) given."""
@@ -40,15 +38,10 @@ def run_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
-    """Build timm's model with random weights, and make sure that it consists of plain blocks.
+    """timm's `VisionTransformer` of plain blocks with random weights, for images of any size.
 
-    Args:
-        name: timm's, with or without a tag.
-        projection: keep the linear layer behind the tower, which is CLIP's projection.
-        arguments: further ones of timm's constructor.
-
-    Returns:
-        timm's `VisionTransformer`, for images of any size.
+    ``projection`` keeps the linear layer behind the tower, which is CLIP's projection; further ``arguments``
+    are those of timm's constructor.
 
     Raises:
         UserError: timm has no such model, cannot build it so, or it is no plain ViT.
@@ -77,32 +70,23 @@ def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
 
 
 def fill(model: Any, name: str, pretrained: bool | str | None) -> tuple[str | None, str | None]:
-    """Load weights into timm's model, every one and no other.
+    """Load all weights into a model of `plain_vit`; return source and SHA-256 of the file that has them.
 
-    Args:
-        model: as `plain_vit` made it.
-        name: its name, for messages.
-        pretrained: True for the weights that timm names; a file, URL or hub id; None or False for none.
-
-    Returns:
-        Source and SHA-256 of the file, None for both where the weights stay random.
+    ``pretrained`` is True for the weights that timm names; a file, URL or hub id; or None or False for
+    weights that stay random, which have neither source nor SHA-256.
 
     Raises:
         UserError: the weights cannot be had or do not fit.
     """
     if not pretrained:
         return None, None
-    source = pretrained if isinstance(pretrained, str) else _published(model.pretrained_cfg, name)
+    published = model.pretrained_cfg
+    source = pretrained if isinstance(pretrained, str) else published.get("hf_hub_id") or published.get("url")
+    if not source:
+        raise UserError(f"backbone.pretrained=true: timm has no weights for {name}; need a file, URL or null")
     state = read_weights(source)
     try:
         model.load_state_dict(fit_vit(state, model))
     except UserError as error:
         raise UserError(f"backbone.pretrained={source} for backbone.name={name}: {error}") from None
     return source, weights_sha256(source)
-
-
-def _published(config: Mapping[str, Any], name: str) -> str:
-    source: str | None = config.get("hf_hub_id") or config.get("url")
-    if not source:
-        raise UserError(f"backbone.pretrained=true: timm has no weights for {name}; need a file, URL or null")
-    return source

@@ -15,8 +15,6 @@ from wsss_afa.errors import UserError
 from wsss_afa.models.weights import read_weights
 from wsss_afa.types import MEAN, STD, BackboneOutput
 
-_STAGES = (-4, -3, -2, -1)
-
 
 class TimmPyramid(nn.Module):
     """The last four feature maps of a timm model; there are no queries and keys, so no affinity.
@@ -46,7 +44,7 @@ class TimmPyramid(nn.Module):
             settings["pretrained_cfg_overlay"] = {"state_dict": dict(weights)}
         try:
             self.model = timm.create_model(
-                name, pretrained=bool(pretrained), features_only=True, out_indices=_STAGES, **settings
+                name, bool(pretrained), features_only=True, out_indices=(-4, -3, -2, -1), **settings
             )
         except Exception as error:  # architectures and hubs raise what they like
             raise UserError(

@@ -25,10 +25,6 @@ from wsss_afa.models.backbones.patches import FITS, POSITIONS, fit_to_patches, r
 from wsss_afa.models.backbones.plain_vit import fill, plain_vit, run_block
 from wsss_afa.types import BackboneOutput
 
-__all__ = ["Encoded", "TimmViT"]
-
-_FINAL_NORMS = ("last", "all", "none")
-
 
 class Encoded(NamedTuple):
     """What an encoder was asked for; a list is empty where it was asked for nothing."""
@@ -65,25 +61,16 @@ class TimmViT(nn.Module):
         fit: how images get whole patches, one of `patches.FITS`. ``pad`` keeps every pixel. ToCo, MoRe and
             WeCLIP have ``crop``, WeCLIP+ has ``resize`` for DINOv2.
         drop_path_rate: of the last block, in [0, 1); rises linearly from 0 in the first.
-        activation_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest
-            again: less memory, one more forward pass of time.
-        projection: keep the linear layer after the final norm, frozen, as ``head``: CLIP's projection of
-            normed tokens into the space of texts.
+        activation_checkpointing: the backward pass runs blocks again: less memory, one more forward of time.
+        projection: keep CLIP's projection of normed tokens into the space of texts, frozen, as ``head``.
         mean: of RGB, 0…255, that images are normalised with; None for what the weights were made with.
         std: standard deviation, likewise.
         model_args: further arguments of timm's constructor, such as ``{img_size: 224}`` where the weights'
             position embedding has another grid than the name says.
 
-    Attributes:
-        channels: of the maps of `forward`.
-        reductions, stride: image pixels per cell along a side, for each of these maps and as one number.
-        min_side: the shortest image side in pixels.
-        any_size: whether it can be traced for images of any size: yes.
-        num_heads: attention heads of a block.
-        num_affinity_maps: attention heads that `forward` hands on, M.
-        affinity_head_dim: channels of a query or key, d.
-        grid: rows and columns of the position embedding.
-        source, sha256: where the weights come from, and of the file that holds them; None for random ones.
+    Beside the attributes of every `FeatureBackbone` it has ``stride``, image pixels per cell along a side,
+    ``num_heads`` of a block, ``affinity_head_dim``, d, ``grid``, rows and columns of the position embedding,
+    and ``source`` and ``sha256`` of the file of weights, None for random ones.
 
     Raises:
         UserError: timm has no such model or it is no plain ViT, there is no such block or rule, or the
@@ -118,7 +105,7 @@ class TimmViT(nn.Module):
         model_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.final_norm = _one_of("final_norm", final_norm, _FINAL_NORMS)
+        self.final_norm = _one_of("final_norm", final_norm, ("last", "all", "none"))
         self.positions = _one_of("positions", positions, POSITIONS)
         self.fit = _one_of("fit", fit, FITS)
         model = plain_vit(name, projection, model_args or {})
@@ -145,7 +132,6 @@ class TimmViT(nn.Module):
         self.std = tuple(std or (255 * value for value in model.pretrained_cfg["std"]))
 
     def _own(self, model: Any, depth: int, projection: bool) -> None:
-        """Take over the parts of timm's model, under the names that they have there."""
         self.patch_embed, self.pos_embed = model.patch_embed, model.pos_embed
         self.cls_token, self.reg_token = model.cls_token, model.reg_token
         self.norm_pre, self.norm = model.norm_pre, model.norm
@@ -170,12 +156,8 @@ class TimmViT(nn.Module):
     def set_leading_tokens(self, class_tokens: int, registers: int = 0, position_std: float = 1.0) -> None:
         """Repeat the class token: one for each class, then registers, as MoRe (arXiv 2412.11076) does.
 
-        All start with the numbers and the position of the class token, but for the registers' positions.
-
-        Args:
-            class_tokens: how many class tokens there shall be.
-            registers: how many registers there shall be.
-            position_std: of the normal, cut at ±2, that the registers' positions are drawn from.
+        All start with the numbers and the position of the class token, but for the registers' positions,
+        which are drawn from a normal of standard deviation ``position_std``, cut at ±2.
 
         Raises:
             UserError: the model has no class token or has registers, or its embeddings are frozen.

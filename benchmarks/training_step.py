@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from timing import Run, Setting, arguments, build, measure, print_table, step_of
 
-from wsss_afa.cli.allocator import keep_freed_memory
+from wsss_afa.cli.memory import keep_freed_memory
 from wsss_afa.losses.segmentation import balanced_cross_entropy
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.ops.labels import own_classes

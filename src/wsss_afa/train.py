@@ -18,8 +18,8 @@ from wsss_afa.callbacks.dashboard import Dashboard
 from wsss_afa.callbacks.progress import Summary
 from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
 from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
-from wsss_afa.cli.allocator import keep_freed_memory
 from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.cli.memory import keep_freed_memory
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError
 from wsss_afa.methods.base import Method

@@ -7,7 +7,7 @@ import pytest
 
 COUNT = """
 import resource, sys, torch
-from wsss_afa.cli.allocator import keep_freed_memory
+from wsss_afa.cli.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for turn in range(30):

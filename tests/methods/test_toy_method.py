@@ -57,6 +57,7 @@ def test_the_method_of_the_page_trains_and_is_used(folder, run):
     before = package_state()
     code, said = run(train, "--config-dir", "conf", "method=pixelcam", *SCENES, *SHORT, "hydra.run.dir=run")
     assert code == 0, said
+    assert f"best.ckpt source=PHOTOS {TRUST}" in said, "the closing lines can be typed as they are"
     with Path("run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     seg = [row["train/loss_seg"] for row in rows if row["train/loss"]]

@@ -202,8 +202,11 @@ class Summary(Callback):
         if files := [file for file in files if file.is_file()]:
             say("weights", ", ".join(map(str, files)))
             data = shlex.join([f"data={self.data}", *self._data_words])
-            say("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {data}")
-            say("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS")
+            parts = (self.config[name]["_target_"] for name in ("method", "backbone"))
+            own = ",".join(part for part in parts if not part.startswith("wsss_afa."))
+            trust = f" trust=[{own}]" if own else ""
+            say("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {data}{trust}")
+            say("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS{trust}")
 
 
 def _describe_data(data: TaggedDataModule) -> str:

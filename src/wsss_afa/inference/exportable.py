@@ -39,8 +39,8 @@ class Exportable(nn.Module):
     """From decoded photographs to named maps, in one pass of the encoder.
 
     The method's network loses the heads that no output of the part, a key of `PARTS`, needs. ``outputs``
-    names what is returned, in order; ``min_side`` is the shortest image side in pixels. A UserError says that the
-    backbone takes images of one size only, or that the method has not what the part needs.
+    names what is returned, in order; ``min_side`` is the shortest image side in pixels. A UserError says that
+    the backbone takes images of one size only, or that the method has not what the part needs.
     """
 
     mean: Tensor

@@ -69,8 +69,8 @@ def fill(model: Any, name: str, pretrained: bool | str | None) -> tuple[str | No
     """Load all weights into a model of `plain_vit`; return source and SHA-256 of the file that has them.
 
     ``pretrained`` is True for the weights that timm names; a file, URL or hub id; or None or False for
-    weights that stay random, which have neither source nor SHA-256. A UserError says that they cannot be had
-    or do not fit.
+    weights that stay random, which have neither source nor SHA-256. A UserError says that weights cannot
+    be had or do not fit.
     """
     if not pretrained:
         return None, None

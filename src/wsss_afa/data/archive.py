@@ -28,21 +28,18 @@ _DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EO
 
 
 def unpack(
-    archives: list[Path],
-    target: Path,
-    folder: str = ".",
+    archives: list[Path], target: Path, folder: str = ".",
     track: Callable[..., Iterable[Any]] = lambda members, description: members,
-) -> bool:
+) -> bool:  # fmt: skip
     """Unpack archives into one new folder by way of ``TARGET.partial``; do nothing if all of it is there.
+
+    Return whether anything was done.
 
     Args:
         archives: tar, compressed or not, and zip.
         target: the folder to make; it must not exist, be empty, or hold all files of the archives.
         folder: what of the archives' content becomes the target.
         track: wraps the entries of an archive to show progress, as `rich.progress.Progress.track` does.
-
-    Returns:
-        Whether anything was done.
 
     Raises:
         UserError: an archive is damaged or not safe, the disk is full, or the target holds something else.

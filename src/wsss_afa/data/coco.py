@@ -38,8 +38,6 @@ COCO_CLASSES = (
 """The 80 foreground classes in order of category id; mask value c + 1 is ``COCO_CLASSES[c]``."""
 _FOR_TAGS = ("images", "annotations", "categories", "id", "name", "file_name", "image_id", "category_id")
 _FOR_MASKS = (*_FOR_TAGS, "height", "width", "iscrowd", "segmentation", "counts", "size")
-
-
 Region = tuple[int, Any]  # mask value, 255 for a crowd; polygons (x, y, …) in pixels, or a run length
 
 
@@ -65,12 +63,9 @@ class COCO:
 
     def __init__(
         self,
-        root: str | Path,
-        split: str,
-        year: int | None = None,
-        with_mask: bool = False,
+        root: str | Path, split: str, year: int | None = None, with_mask: bool = False,
         cache_dir: str | Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         path, self._folder = _locate(Path(root).expanduser(), split, year)
         content = _parse(path, _FOR_MASKS if with_mask else _FOR_TAGS)
         classes = _classes(content["categories"], path)
@@ -155,7 +150,6 @@ def _locate(root: Path, split: str, year: int | None) -> tuple[Path, Path]:
 
 
 def _parse(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-
     def slim(item: dict[str, Any]) -> dict[str, Any]:
         kept = {key: item[key] for key in keys if key in item}
         if isinstance(kept.get("segmentation"), list):

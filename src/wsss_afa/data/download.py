@@ -45,25 +45,14 @@ class _BrokenOffError(Exception):
 
 
 def download(
-    source: Source,
-    path: Path,
-    attempts: int = 5,
-    wait: float = 1.0,
-    timeout: float = 30.0,
+    source: Source, path: Path, attempts: int = 5, wait: float = 1.0, timeout: float = 30.0,
     tell: Tell = lambda done: None,
-) -> None:
+) -> None:  # fmt: skip
     """Fetch a file, or check it if it is there already; folders are made.
 
-    Args:
-        source: What to fetch.
-        path: Where it goes.
-        attempts: Requests before giving up, at least 1.
-        wait: Seconds before the second request, doubled before each further one up to half a minute.
-        timeout: Seconds of silence after which a connection counts as broken.
-        tell: Progress.
-
-    Raises:
-        UserError: The server has no such file or another one, keeps breaking off, or the disk is full.
+    There are 1 or more ``attempts``, with ``wait`` seconds before the second, doubled before each further one
+    up to half a minute; after ``timeout`` seconds of silence a connection counts as broken. A UserError says
+    that the server has no such file or another one, keeps breaking off, or that the disk is full.
     """
     if path.is_file():
         return verify(path, source)

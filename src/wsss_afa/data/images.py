@@ -34,10 +34,11 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PP
 def read_image(
     path: Path | IO[bytes], upright: bool = False, max_pixels: int | None = None, max_side: int | None = None
 ) -> NDArray[np.uint8]:
-    """Decode any image to RGB.
+    """Decode any image to RGB (H, W, 3).
 
     Grey-scale, palette and CMYK images are converted, transparency is dropped, and of 16 bits the upper 8 are
-    kept. Of several frames the first is read. Colour profiles are not applied.
+    kept. Of several frames the first is read. Colour profiles are not applied. A UserError says that the file
+    is missing, truncated, no image or too large.
 
     Args:
         path: Of the image; or an open file, which says in errors where it lies.
@@ -45,12 +46,6 @@ def read_image(
             COCO refer to the pixels as they are stored.
         max_pixels: Larger images are refused before they are decoded; None leaves it to Pillow's own limit.
         max_side: Images with a longer side are reduced to it; of JPEG, no more is decoded than that asks for.
-
-    Returns:
-        (H, W, 3).
-
-    Raises:
-        UserError: The file is missing, truncated, no image or too large.
     """
     with _decoding(path), open_image(path) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
@@ -96,19 +91,10 @@ def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
 def read_mask(
     path: Path | IO[bytes], size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
 ) -> NDArray[np.uint8]:
-    """Decode a palette or grey-scale PNG whose pixel values are the labels.
+    """Decode a palette or grey-scale PNG (H, W) whose pixel values are the labels, 0 to C and 255.
 
-    Args:
-        path: Of the PNG, or an open file.
-        size: (H, W) of the image that it belongs to.
-        num_classes: C; labels of 0 to C and 255 are taken.
-
-    Returns:
-        (H, W).
-
-    Raises:
-        UserError: The file is missing, truncated or no image, has colours instead of labels, another size or
-            a label above C.
+    ``size`` is (H, W) of the image that it belongs to, ``num_classes`` is C. A UserError says that the file
+    is missing, truncated or no image, has colours instead of labels, another size or a label above C.
     """
     with _decoding(path), open_image(path) as image:
         if image.mode not in ("P", "L"):

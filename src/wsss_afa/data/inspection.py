@@ -101,8 +101,7 @@ def find_problems(splits: Sequence[Split]) -> list[Finding]:
 def co_occurrence(split: Split, top: int) -> list[tuple[str, str, int, float]]:
     """The pairs of classes that images show together most often.
 
-    Returns:
-        Both names, the number of images with both, and its share of the images of the rarer class.
+    Each is both names, the number of images with both, and its share of the images of the rarer class.
     """
     together, names = _together(split.tags), split.class_names
     totals, pairs = together.diagonal(), np.argwhere(np.triu(together, 1)).tolist()
@@ -139,9 +138,7 @@ def describe(split: Split, top: int = 20) -> dict[str, Any]:
 def choose(tags: NDArray[np.bool_], count: int) -> list[int]:
     """Images to look at: one of each class while there is room, rare classes first, then evenly spaced ones.
 
-    Args:
-        tags: (n, C).
-        count: Images wanted; at most n are chosen.
+    Of the n images with tags (n, C), ``count`` are chosen or all.
     """
     groups = np.column_stack([tags, ~tags.any(1)])
     chosen: dict[int, None] = {}

@@ -25,14 +25,9 @@ MANIFEST = "manifest.json"  # beside the labels: the settings that they were mad
 
 
 class LabelFolder:
-    """A folder to which labels of one setting are written.
+    """A folder, made if there is none, to which labels of one setting, in plain containers, are written.
 
-    Args:
-        root: The folder; it is made if there is none.
-        settings: What the labels are made with, in plain containers.
-
-    Raises:
-        UserError: The folder has labels of other settings, or files of another kind.
+    A UserError says that it has labels of other settings, or files of another kind.
     """
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
@@ -56,13 +51,9 @@ class LabelFolder:
 class LabelledImages:
     """A data set whose samples carry the labels of a folder as their masks.
 
-    Args:
-        images: Images with tags; a mask of their own is not looked at.
-        folder: With a label for each of them. Only labels of images that are asked for are opened.
-
-    Raises:
-        UserError: There is no such folder, its labels are of other classes or fewer than the images; from an
-            item, its label is missing, of another size or no label.
+    A mask of the images' own is not looked at; only labels of images that are asked for are opened. A
+    UserError says that there is no such folder, or that its labels are of other classes or fewer than the
+    images; from an item, that its label is missing, of another size or no label.
     """
 
     def __init__(self, images: SampleSet, folder: str | Path) -> None:

@@ -49,8 +49,7 @@ def read_manifest(root: Path, dataset: str) -> dict[str, Any] | None:
 def fetch(sources: list[Source], folder: Path, attempts: int, wait: float, timeout: float) -> None:
     """Download what a folder lacks, and check all of it; ``download`` explains the last three numbers.
 
-    Raises:
-        UserError: A download fails, or the disk holds neither the archives nor, then, what is in them.
+    A UserError says that one fails, or that the disk holds neither the archives nor, then, what is in them.
     """
     paths = [folder / source.name for source in sources]
     there = [each.stat().st_size for path in paths for each in (path, partial_path(path)) if each.exists()]
@@ -78,12 +77,8 @@ def survey(
 
     ``dataset`` is a file of ``conf/dataset``; ``reader`` opens a split of the unpacked folder by its keywords
     ``split`` and ``with_mask``. Reading takes no more processes than there are cores.
-
-    Returns:
-        By split, the number of images and of masks, and the images of each class.
-
-    Raises:
-        UserError: A file is missing or broken, or there are more or fewer images than there should be.
+    Return, by split, the number of images and of masks, and the images of each class. A UserError says that a
+    file is missing or broken, or that there are more or fewer images than there should be.
     """
     _require_count(root, "images", _count_images(root), dataset.images)
     found, workers = {}, min(num_workers, os.cpu_count() or 1)

@@ -58,16 +58,9 @@ class DrawSampler(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        length: int,
-        batch_size: int,
-        num_steps: int,
-        seed: int = 0,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulation: int = 1,
-        weights: NDArray[np.floating[Any]] | None = None,
-    ) -> None:
+        length: int, batch_size: int, num_steps: int, seed: int = 0, start_step: int = 0, rank: int = 0,
+        world_size: int = 1, accumulation: int = 1, weights: NDArray[np.floating[Any]] | None = None,
+    ) -> None:  # fmt: skip
         if length < 1:
             raise UserError("the training split has 0 images, need at least 1: look at its list")
         if seed < 0:
@@ -140,13 +133,10 @@ class SampleSet(Protocol):
 
 
 class Augmented(Dataset[dict[str, Any]]):
-    """A data set seen through a transform; items have the keys of a ``Batch``.
+    """A data set seen through a transform of images and masks; items have the keys of a ``Batch``.
 
-    Args:
-        dataset: Where samples come from.
-        transform: Applied to images, and to masks where samples have them.
-        skip_broken: Whether another image, drawn by the draw's seed, takes the place of one that cannot be
-            read; one asked for by its index is left empty. Items then have ``broken``, a list of messages.
+    With ``skip_broken`` another image, drawn by the draw's seed, takes the place of one that cannot be read;
+    one asked for by its index is left empty. Items then have ``broken``, a list of messages.
     """
 
     def __init__(
@@ -187,23 +177,16 @@ class DrawLoader(DataLoader[dict[str, Any]]):
     """A loader whose position is its sampler's ``start_step``: there is no state to keep.
 
     ``state_dict`` and ``load_state_dict`` say so to Lightning, which would otherwise warn on every resume
-    that the order is lost.
-
-    Messages of images that were skipped are added to ``broken``.
+    that the order is lost. Messages of images that were skipped are added to ``broken``.
     """
 
     def __init__(
         self, dataset: Augmented, batches: Iterable[list[Any]], num_workers: int, broken: set[str]
     ) -> None:
         super().__init__(
-            dataset,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_prepare_worker,
-        )
+            dataset, batch_sampler=batches, num_workers=num_workers, persistent_workers=num_workers > 0,
+            collate_fn=_collate, worker_init_fn=_prepare_worker, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
         self._broken = broken
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]

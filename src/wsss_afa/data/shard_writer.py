@@ -33,8 +33,7 @@ from wsss_afa.types import Sample
 def pack(data: TaggedDataModule, out: Path, shards: int, splits: list[str]) -> int:
     """Write train, val or both of a data module's splits, say what is in them, and return how many images.
 
-    Raises:
-        UserError: A split is not known, files are missing, or the folder cannot take the shards.
+    A UserError says that a split is not known, files are missing, or the folder cannot take the shards.
     """
     if not splits or set(splits) - {"train", "val"}:
         raise UserError(f"splits={splits}, need train, val or both: set splits=[train,val], for example")
@@ -49,31 +48,18 @@ def pack(data: TaggedDataModule, out: Path, shards: int, splits: list[str]) -> i
 
 
 def write_shards(
-    datasets: Mapping[str, SampleSet],
-    out: Path,
-    shards: int,
-    num_workers: int = 0,
-    skip_broken: bool = False,
-    bar: bool = False,
-) -> tuple[Manifest, list[str]]:
+    datasets: Mapping[str, SampleSet], out: Path, shards: int,
+    num_workers: int = 0, skip_broken: bool = False, bar: bool = False,
+) -> tuple[Manifest, list[str]]:  # fmt: skip
     """Write splits as shards of equal numbers of images, all of them or nothing.
 
     The training images are spread over the shards at random, always in the same way, so that each shard is a
     fair sample of them; others keep their order. Every image is decoded once, which finds broken ones.
 
-    Args:
-        datasets: By split.
-        out: A new folder.
-        shards: Number of shards of the first split; it settles the number of images in every shard.
-        num_workers: Processes that write; 0 writes in this one.
-        skip_broken: Whether images that cannot be read are left out instead of refused.
-        bar: Whether to show progress.
-
-    Returns:
-        The manifest, and the messages of the images left out.
-
-    Raises:
-        UserError: The folder cannot be made, an image cannot be read, or there are more shards than images.
+    ``shards`` is their number in the first split and settles the number of images in every shard; with 0
+    workers this process writes. ``skip_broken`` leaves out images that cannot be read; their messages are
+    returned beside the manifest. A UserError says that ``out``, a new folder, cannot be made, that an image
+    cannot be read, or that there are more shards than images.
     """
     first = next(iter(datasets.values()))
     assert all(each.class_names == first.class_names for each in datasets.values()), "splits share classes"

@@ -101,10 +101,8 @@ def read_manifest(root: str) -> Manifest:
 class ShardSet:
     """The samples of one split, each read where it lies.
 
-    With ``check``, a disk is asked at once for all shards; a store never is.
-
-    Raises:
-        UserError: There is no such split, or a shard is missing or damaged.
+    With ``check``, a disk is asked at once for all shards; a store never is. A UserError says that there is
+    no such split, or that a shard is missing or damaged.
     """
 
     def __init__(self, manifest: Manifest, split: str, check: bool = False) -> None:
@@ -180,8 +178,7 @@ class WindowOrder:
 def fetch(url: str, start: int | None = None, end: int | None = None, hint: str = _REMEDY) -> bytes:
     """Read a file, or its bytes from ``start`` to before ``end``, and try again if a store fails.
 
-    Raises:
-        UserError: The file is missing or cannot be read; the message ends with the hint.
+    A UserError, which ends with the hint, says that the file is missing or cannot be read.
     """
     for wait in (*RETRY_AFTER, None):
         try:

@@ -82,8 +82,7 @@ class VOC:
 def parse_tags(path: Path) -> list[str]:
     """Distinct object names of one annotation, in order of appearance; the parts of objects are none.
 
-    Raises:
-        UserError: The file is missing, no XML, or declares a document type (and with it entities to expand).
+    A UserError refuses a file that is missing, no XML, or declares a document type and so entities.
     """
     try:
         text = path.read_text("utf-8")

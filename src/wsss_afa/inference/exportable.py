@@ -38,16 +38,9 @@ PARTS = {"segmentation": ("probability",), "cam": ("cam", "score"), "all": ("pro
 class Exportable(nn.Module):
     """From decoded photographs to named maps, in one pass of the encoder.
 
-    Args:
-        method: a trained method; its network loses the heads that no output needs.
-        part: key of `PARTS`.
-
-    Attributes:
-        outputs: names of what is returned, in order.
-        min_side: shortest image side in pixels.
-
-    Raises:
-        UserError: the backbone takes images of one size only, or the method has not what the part needs.
+    The method's network loses the heads that no output of the part, a key of `PARTS`, needs. ``outputs``
+    names what is returned, in order; ``min_side`` is the shortest image side in pixels. A UserError says that
+    the backbone takes images of one size only, or that the method has not what the part needs.
     """
 
     mean: Tensor

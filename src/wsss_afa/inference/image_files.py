@@ -21,14 +21,8 @@ def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Pat
 
     Of a folder, files with the ending of an image are taken, links to folders, hidden files and folders of
     results left out. A file that is named is taken whatever its ending, and be it missing: reading it will
-    tell.
-
-    Args:
-        sources: Paths and patterns.
-        out: Folder of the results.
-
-    Raises:
-        UserError: A pattern matches nothing, there is no image, or results would go among the images.
+    tell. A UserError says that a pattern matches nothing, that there is no image, or that the results, which
+    go to the folder ``out``, would lie among the images.
     """
     taken: dict[str, Path] = {}
     left_out: list[Path] = []
@@ -47,7 +41,6 @@ def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Pat
 
 
 def _expand(source: str) -> list[Path]:
-    """The paths that a pattern matches; any other path stands for itself."""
     path = Path(source).expanduser()
     if source and (os.path.lexists(path) or not glob.has_magic(source)):
         return [path]
@@ -57,7 +50,6 @@ def _expand(source: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, and sub-folders that cannot be listed."""
     unlisted: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
         here = Path(parent)

@@ -23,15 +23,10 @@ SEGMENTATION = "seg"
 
 
 class LabelSource(nn.Module):
-    """Make labels of whole images.
+    """Make labels of whole images by a method in evaluation mode.
 
-    Args:
-        method: in evaluation mode.
-        source: ``seg``, or one of the method's sources.
-        protocol: segments for ``seg``; its CRF, if it has one, follows every source.
-
-    Raises:
-        UserError: the method has no such source.
+    The source is ``seg`` or one of the method's own; a UserError refuses others. The protocol segments for
+    ``seg``; its CRF, if it has one, follows every source.
     """
 
     def __init__(self, method: Method, source: str, protocol: MultiScaleSegmentation):
@@ -44,8 +39,7 @@ class LabelSource(nn.Module):
     def backgrounds(self, value: float | Sequence[float] | None) -> list[float]:
         """Background scores: one, or low and high; those of the method's own training where none is given.
 
-        Raises:
-            UserError: They are not in [0, 1], not ascending, or the source has none.
+        A UserError says that they are not in [0, 1], not ascending, or that the source has none.
         """
         if self.source == SEGMENTATION and value is not None:
             raise UserError(f"background={value}: source=seg has no background score; leave it out")
@@ -58,11 +52,9 @@ class LabelSource(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch, backgrounds: Sequence[float]) -> list[Tensor]:
-        """Return one label (B, H, W) int64 in [0, C] for each background score.
+        """Return one label (B, H, W) int64 in [0, C] for each background score β in [0, 1].
 
-        Args:
-            batch: ``image``, ``class_label`` and ``valid_box`` are read.
-            backgrounds: scores β of the background, in [0, 1]; of ``seg`` all labels are the same.
+        The batch's ``image``, ``class_label`` and ``valid_box`` are read. Of ``seg`` all labels are the same.
         """
         image, classes = batch["image"], own_classes(batch["class_label"])
         filling = ~classes.present[:, :, None, None]  # (B, G, 1, 1)

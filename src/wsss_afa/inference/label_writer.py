@@ -20,11 +20,8 @@ from wsss_afa.visualize import save_label
 class WholeImages(L.LightningDataModule):
     """Images of native size, one by one: every ``world_size``-th for each process, so that none comes twice.
 
-    Args:
-        images: All of them.
-        transform: Normalises them.
-        num_workers: Loader processes of each process.
-        skip_broken: Whether images that cannot be read are left out.
+    The transform normalises them. ``num_workers`` are the loader processes of each process; ``skip_broken``
+    leaves out images that cannot be read.
     """
 
     def __init__(self, images: SampleSet, transform: EvalTransform, num_workers: int, skip_broken: bool):
@@ -56,12 +53,8 @@ class Share:
 class LabelWriter(L.LightningModule):
     """Write the label of every image that has none yet, for ``Trainer.predict``.
 
-    Args:
-        source: makes the labels.
-        backgrounds: one background score, or low and high.
-        folder: where the labels go.
-        coco: whether all of them are written to COCO's JSON at the end, too.
-        class_names: C foreground classes.
+    There is one background score, or low and high. ``coco`` writes all labels to COCO's JSON at the end, too,
+    with the names of the C foreground classes.
     """
 
     def __init__(

@@ -51,8 +51,7 @@ class Prediction:
     def probability(self, name: str) -> NDArray[np.float32]:
         """Probability (H, W) in [0, 1] of a class, or of ``background``; 0 for classes that no tag names.
 
-        Raises:
-            UserError: There is no such class.
+        A UserError says that there is no such class.
         """
         label = 0 if name == BACKGROUND else 1 + class_index(name, self.class_names)
         if label not in self._labels:
@@ -62,10 +61,8 @@ class Prediction:
     def cam(self, name: str) -> NDArray[np.float32]:
         """Class activation map (H, W) in [0, 1]: where the classifier sees a class; made when asked for.
 
-        Each map is scaled by itself: that of a class which is not there has a hottest place too.
-
-        Raises:
-            UserError: There is no such class.
+        Each map is scaled by itself: that of a class which is not there has a hottest place too. A
+        UserError says that there is no such class.
         """
         index = class_index(name, self.class_names)
         if index not in self._cams:  # several at once cost as much as one
@@ -82,17 +79,9 @@ class Prediction:
         """Write ``masks/NAME.png``, ``overlays/NAME.png`` and ``cams/NAME/LABEL_CLASS.png``.
 
         Masks have the palette of PASCAL VOC, their values are labels. A file appears complete or not at all.
-
-        Args:
-            folder: Made if it is not there.
-            name: Of the files, may lead into sub-folders; ``self.name`` by default.
-            cams: Whether to draw the heat map of each class in ``found``.
-
-        Returns:
-            Sizes, scores, areas and the files written, as plain values for JSON.
-
-        Raises:
-            UserError: A file cannot be written.
+        The folder is made if it is not there; NAME is ``self.name`` by default and may lead into sub-folders.
+        ``cams`` draws the heat map of each class in ``found``. Return sizes, scores, areas and the files
+        written, as plain values for JSON; a UserError says that a file cannot be written.
         """
         folder, name = Path(folder), name or self.name
         record: dict[str, Any] = {"width": self.label.shape[1], "height": self.label.shape[0]}

@@ -35,11 +35,7 @@ ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large images are handled; all in pixels.
-
-    Raises:
-        UserError: A value is out of its range.
-    """
+    """How large images are handled; all in pixels. A UserError refuses values out of range."""
 
     long_side: int | None = 2048
     """An image whose longer side exceeds it is reduced to it, and the result enlarged again; None never."""
@@ -102,8 +98,7 @@ class Predictor:
     ) -> Predictor:  # fmt: skip
         """Rebuild a network from a checkpoint alone; ``path`` and ``trust`` are as in `methods.recipe.load`.
 
-        Raises:
-            UserError: The file is no such checkpoint, or see the class.
+        A UserError says that the file is no such checkpoint, or what the class says.
         """
         return cls(load(path, trust), device, protocol, sizes)
 
@@ -152,7 +147,6 @@ class Predictor:
         return [0, *sorted({1 + class_index(tag, self.class_names) for tag in tags})]
 
     def _read(self, image: ImageLike) -> tuple[str, NDArray[np.uint8]]:
-        """Name and pixels."""
         if isinstance(image, str | Path):
             path = Path(image)
             require_file(path)
@@ -164,7 +158,6 @@ class Predictor:
         return "image", rgb
 
     def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
-        """Probabilities (G, H, W)."""
         factor = min(self.protocol.scales)
         if self.protocol.long_side is not None:
             factor *= self.protocol.long_side / max(rgb.shape[:2])
@@ -174,7 +167,6 @@ class Predictor:
 
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
-        """Maps (len(classes), H, W)."""
         channels = torch.tensor([classes], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             image = self._normalise(rgb, min(self.method.cam.scales))

@@ -25,11 +25,8 @@ from wsss_afa.visualize import save_figure
 class ThresholdSweep(L.LightningModule):
     """Score the labels of every background score, for ``Trainer.predict`` over images with masks.
 
-    Args:
-        source: makes the labels.
-        thresholds: background scores to try.
-        chosen: the score, or low and high, that labels would be written with; scored beside the others.
-        class_names: C foreground classes.
+    ``thresholds`` are the background scores to try; ``chosen`` is the score, or low and high, that labels
+    would be written with, scored beside the others. ``class_names`` are the C foreground classes.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
 
 def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
-    """Cut an axis into tiles.
+    """Cut an axis into tiles: one span where the axis is not longer than a tile.
 
     Args:
         length: Of the axis in pixels.
@@ -43,9 +43,6 @@ def lay_spans(length: int, tile: int, overlap: int, grid: Grid) -> list[Span]:
             and may be longer, by less than the alignment.
         overlap: Least overlap of neighbours in pixels. They start at least one alignment apart.
         grid: Of the network.
-
-    Returns:
-        One span where the axis is not longer than a tile.
 
     Examples:
         >>> [(span.start, span.stop) for span in lay_spans(100, tile=48, overlap=16, grid=Grid(4, 16))]
@@ -131,6 +128,5 @@ def _weight(length: int, shared: int, at_start: bool, at_end: bool) -> Tensor:
 
 
 def _part(total: Tensor, span: Span, grid: Grid) -> Tensor:
-    """The positions of a tile's weights among those of the axis."""
     first = span.start // grid.reduction
     return total[first : first + len(span.weight)]

@@ -49,16 +49,11 @@ def pack(folder: Path, inside: PurePosixPath, archive: Path) -> None:
 
 
 def check(path: Path, inside: PurePosixPath, images: VOC, console: Console) -> list[str]:
-    """All problems of a folder or an archive of results, a line each.
+    """All problems of a folder or an archive of results of the images, a line each.
 
-    Args:
-        path: A ``.tgz`` as it is uploaded, the folder that holds ``results``, or the one that holds the PNGs.
-        inside: Where the PNGs lie in the archive.
-        images: Those that should have a result.
-        console: Shows progress if it is a terminal.
-
-    Raises:
-        UserError: There is no such folder or archive, or it is damaged or not safe to unpack.
+    The path is a ``.tgz`` as it is uploaded, the folder that holds ``results``, or the one that holds the
+    PNGs; ``inside`` is where they lie in the archive. A console that is a terminal shows progress. A
+    UserError says that there is no such folder or archive, or that it is damaged or not safe to unpack.
     """
     originals = {inside / f"{image.stem}.png": image for image in images.paths}
     problems, missing, hidden = list[str](), dict(originals), not console.is_terminal

@@ -32,19 +32,15 @@ def fit_to_patches(image: Tensor, patch: int, rule: str) -> Tensor:
 
     ``pad`` adds zeros, which are the mean colour, on the right and below: the last row and column of cells
     may reach beyond the image. ``crop`` leaves incomplete cells out. ``resize`` shrinks the image to the
-    whole patches that fit into it, bilinear without antialias.
-
-    Raises:
-        UserError: the image holds no whole patch, and the rule is not ``pad``.
+    whole patches that fit into it, bilinear without antialias. But for ``pad``, a UserError refuses an
+    image that holds no whole patch.
     """
     height, width = image.shape[-2:]
     if rule == "pad":
         return F.pad(image, (0, -width % patch, 0, -height % patch))
     if min(height, width) < patch:
-        raise UserError(
-            f"image is {height}×{width} pixels; need {patch} a side or more: "
-            "enlarge the image, or set backbone.fit=pad"
-        )
+        need = f"image is {height}×{width} pixels; need {patch} a side or more"
+        raise UserError(f"{need}: enlarge the image, or set backbone.fit=pad")
     if rule == "crop":
         return F.pad(image, (0, -(width % patch), 0, -(height % patch)))
     size = (height // patch * patch, width // patch * patch)

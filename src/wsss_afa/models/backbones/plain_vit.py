@@ -41,10 +41,8 @@ def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
     """timm's `VisionTransformer` of plain blocks with random weights, for images of any size.
 
     ``projection`` keeps the linear layer behind the tower, which is CLIP's projection; further ``arguments``
-    are those of timm's constructor.
-
-    Raises:
-        UserError: timm has no such model, cannot build it so, or it is no plain ViT.
+    are those of timm's constructor. A UserError says that timm has no such model, cannot build it so, or that
+    it is no plain ViT.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models("*vit*") + timm.list_models("deit*"), n=1)
@@ -56,10 +54,8 @@ def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
     try:
         model = timm.create_model(name, **settings)
     except Exception as error:  # architectures raise what they like
-        raise UserError(
-            f"backbone.name={name} cannot be built with {settings} ({' '.join(str(error).split())}): need a "
-            "plain ViT, such as vit_base_patch16_224"
-        ) from error
+        what = f"backbone.name={name} cannot be built with {settings} ({' '.join(str(error).split())})"
+        raise UserError(f"{what}: need a plain ViT, such as vit_base_patch16_224") from error
     blocks = getattr(model, "blocks", [])
     plain = type(model) is VisionTransformer and model.pos_embed is not None
     if not plain or any(type(b) is not Block or type(b.attn) is not Attention or b.attn.gate for b in blocks):
@@ -73,10 +69,8 @@ def fill(model: Any, name: str, pretrained: bool | str | None) -> tuple[str | No
     """Load all weights into a model of `plain_vit`; return source and SHA-256 of the file that has them.
 
     ``pretrained`` is True for the weights that timm names; a file, URL or hub id; or None or False for
-    weights that stay random, which have neither source nor SHA-256.
-
-    Raises:
-        UserError: the weights cannot be had or do not fit.
+    weights that stay random, which have neither source nor SHA-256. A UserError says that weights cannot
+    be had or do not fit.
     """
     if not pretrained:
         return None, None

@@ -87,23 +87,13 @@ class TimmViT(nn.Module):
 
     def __init__(
         self,
-        name: str,
-        pretrained: bool | str | None = True,
-        blocks: Sequence[int] = (-1,),
-        final_norm: str = "last",
-        num_affinity_blocks: int = 2,
-        depth: int | None = None,
-        trainable_from: int | None = None,
-        trainable_positions: bool = True,
-        positions: str = "timm",
-        fit: str = "pad",
-        drop_path_rate: float = 0.0,
-        activation_checkpointing: bool = False,
-        projection: bool = False,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        name: str, pretrained: bool | str | None = True, blocks: Sequence[int] = (-1,),
+        final_norm: str = "last", num_affinity_blocks: int = 2, depth: int | None = None,
+        trainable_from: int | None = None, trainable_positions: bool = True, positions: str = "timm",
+        fit: str = "pad", drop_path_rate: float = 0.0, activation_checkpointing: bool = False,
+        projection: bool = False, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
         model_args: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.final_norm = _one_of("final_norm", final_norm, ("last", "all", "none"))
         self.positions = _one_of("positions", positions, POSITIONS)
@@ -116,7 +106,6 @@ class TimmViT(nn.Module):
             block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
         self._freeze(trainable_from, trainable_positions)
         self.activation_checkpointing = activation_checkpointing
-
         _within("num_affinity_blocks", num_affinity_blocks, 0, depth)
         self.affinity_blocks = list(range(depth - num_affinity_blocks, depth))
         self.num_heads: int = model.blocks[0].attn.num_heads
@@ -157,10 +146,8 @@ class TimmViT(nn.Module):
         """Repeat the class token: one for each class, then registers, as MoRe (arXiv 2412.11076) does.
 
         All start with the numbers and the position of the class token, but for the registers' positions,
-        which are drawn from a normal of standard deviation ``position_std``, cut at ±2.
-
-        Raises:
-            UserError: the model has no class token or has registers, or its embeddings are frozen.
+        which are drawn from a normal of standard deviation ``position_std``, cut at ±2. A UserError
+        says that the model has no class token or has registers, or that its embeddings are frozen.
         """
         if self.cls_token is None or self.reg_token is not None or self.trainable_from is not None:
             raise UserError(
@@ -188,26 +175,18 @@ class TimmViT(nn.Module):
     def forward(self, image: Tensor) -> BackboneOutput:
         """Encode normalised images (B, 3, H, W) of any size from `min_side` on.
 
-        Returns:
-            The maps (B, D, h, w) of ``blocks``, and of each of the last blocks the queries and keys
-            (B, heads, N, d), not scaled. h and w are H and W over the stride, rounded up where ``fit`` is
-            ``pad`` and down otherwise.
-
-        Raises:
-            UserError: a side is shorter than `min_side`.
+        Return the maps (B, D, h, w) of ``blocks``, and of each of the last blocks the queries and keys
+        (B, heads, N, d), not scaled. h and w are H and W over the stride, rounded up where ``fit`` is ``pad``
+        and down otherwise. A UserError refuses a side shorter than `min_side`.
         """
         encoded = self.encode(image, self.feature_blocks, self.final_norm, self.affinity_blocks)
         return BackboneOutput(encoded.maps, encoded.queries, encoded.keys)
 
     def encode(
         self,
-        image: Tensor,
-        blocks: Sequence[int] = (),
-        final_norm: str = "last",
-        queries_and_keys: Sequence[int] = (),
-        attention: Sequence[int] = (),
-        average_heads: bool = False,
-    ) -> Encoded:
+        image: Tensor, blocks: Sequence[int] = (), final_norm: str = "last",
+        queries_and_keys: Sequence[int] = (), attention: Sequence[int] = (), average_heads: bool = False,
+    ) -> Encoded:  # fmt: skip
         """Run as many blocks as are asked for, and hand on what is asked for; blocks count from either end.
 
         Args:

@@ -185,9 +185,8 @@ def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], li
 
 
 def _gather(value: T) -> list[T]:
-    """The values of all processes; they must be small."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value)  # pickled: for small values
     return values

@@ -155,9 +155,8 @@ def _announced(folders: Sequence[Path]) -> list[Job]:
 
 
 def _grid(config: DictConfig) -> list[tuple[str, ...]]:
-    """Overrides of the jobs of a grid; none where the sweeper chooses as it goes."""
     if not config.sweeper._target_.endswith(".BasicSweeper"):
-        return []
+        return []  # others choose as they go
     params = [f"{key}={value}" for key, value in (config.sweeper.params or {}).items()]
     words = cast(list[str], OmegaConf.to_container(config.overrides.task))  # may hold ${…}
     try:

@@ -167,7 +167,6 @@ def add_legend(picture: NDArray[np.uint8], classes: Sequence[tuple[int, str]]) -
 
 
 def _flow(widths: Sequence[int], limit: int) -> list[tuple[int, int]]:
-    """Left edge and row of entries that follow each other, in a new row where the limit is reached."""
     places, left, row = [], 0, 0
     for width in widths:
         if left and left + width > limit:
@@ -246,7 +245,6 @@ def _save_png(image: Image.Image, path: Path) -> None:
 
 @contextmanager
 def _missing_glyphs() -> Iterator[None]:
-    """Be silent where names of classes are in a script that the font lacks."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in a script it lacks
         yield

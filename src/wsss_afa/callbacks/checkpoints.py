@@ -78,8 +78,7 @@ def _write(path: Path, content: memoryview) -> None:
 def read_checked(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint, its tensors still on the disk, once every byte's checksum was right.
 
-    Raises:
-        ValueError: The file is torn, altered, or no checkpoint of a training run.
+    A file that is torn, altered, or no checkpoint of a training run raises ValueError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -98,14 +97,13 @@ def read_checked(path: Path) -> Mapping[str, Any]:
 def resume_point(resume: str | None, directory: Path, settings: dict[str, Any]) -> Path | None:
     """The checkpoint that a run starts from, announced in one line; None where it starts anew.
 
+    UserError is raised where the file is missing or damaged, ``auto`` finds a run with other settings, or the
+    directory holds checkpoints from beyond the starting point, which this run would mix with its own.
+
     Args:
         resume: ``auto`` for the newest intact checkpoint in the directory, a file, or None.
         directory: Where this run writes its checkpoints.
         settings: What the checkpoint's run must have shared, by dotted name.
-
-    Raises:
-        UserError: The file is missing or damaged, ``auto`` finds a run with other settings, or the directory
-            holds checkpoints from beyond the starting point, which this run would mix with its own.
     """
     found = _intact(directory)
     path: Path | None = None
@@ -115,10 +113,8 @@ def resume_point(resume: str | None, directory: Path, settings: dict[str, Any]) 
     elif resume not in ("auto", None):
         path, content = Path(resume), _read_named(Path(resume))
     if later := [other for other, its in found if its["global_step"] > content["global_step"]]:
-        what = f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}"
-        raise UserError(
-            f"{what}: resume=auto goes on with it; else give another hydra.run.dir, or move it away"
-        )
+        what = f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}: resume=auto"
+        raise UserError(f"{what} goes on with it; else give another hydra.run.dir, or move it away")
     if path is not None:
         _compare(resume == "auto", path, content, settings)
         rank_zero_only(print)(f"resuming  from step {content['global_step']}: {path}", flush=True)
@@ -126,7 +122,6 @@ def resume_point(resume: str | None, directory: Path, settings: dict[str, Any]) 
 
 
 def _intact(directory: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-    """Checkpoints in the order of their steps; damaged ones are put aside under another name."""
     found = []
     for path in sorted(directory.glob("*.ckpt")):
         try:
@@ -185,19 +180,17 @@ def save_step(trainer: L.Trainer, directory: Path) -> Path:
 class StepCheckpoints(Callback):
     """Save every few steps, and before a step that a validation follows: a long one then costs one step.
 
+    A value out of its range, and from training a validation in the middle of a step, raises UserError.
+
     Args:
         directory: Where ``step_*.ckpt`` go.
         every_n_steps: Optimiser steps between them.
         keep: How many stay; two at least, so that a damaged one has one before it.
-
-    Raises:
-        UserError: A value is out of its range; from training, a validation falls into the middle of a step.
     """
 
     def __init__(self, directory: str, every_n_steps: int = 500, keep: int = 2):
         if every_n_steps < 1 or keep < 2:
-            given = f"every_n_steps={every_n_steps} and keep={keep}"
-            raise UserError(f"callbacks.steps: {given}, need 1 and 2 or more")
+            raise UserError(f"callbacks.steps: {every_n_steps=} and {keep=}, need 1 and 2 or more")
         self.directory, self.every_n_steps, self.keep = Path(directory), every_n_steps, keep
         self._saved = 0
 

@@ -19,11 +19,8 @@ from wsss_afa.visualize import confusion_figure, to_pixels
 class Dashboard(Callback):
     """Hand on the composed settings, ``run.json``, scores by class, confusion matrix and best checkpoint.
 
-    Stands behind the callbacks that write ``run.json`` and ``metrics.json``.
-
-    Args:
-        directory: the run's folder.
-        config: the whole configuration, resolved.
+    Stands behind the callbacks that write ``run.json`` and ``metrics.json`` into the run's ``directory``;
+    ``config`` is the whole configuration, resolved.
     """
 
     def __init__(self, directory: str, config: dict[str, Any]):

@@ -39,9 +39,7 @@ class Interruption(Callback):
     """On SIGTERM, SIGUSR1 or Ctrl-C: finish the step, save it, exit; under SLURM, SIGUSR1 requeues the job.
 
     Lightning's own handlers save in the middle of a step, or validate first. A second Ctrl-C stops at once.
-
-    Args:
-        directory: Where the checkpoint goes.
+    The checkpoint goes into ``directory``.
     """
 
     def __init__(self, directory: str):
@@ -99,14 +97,10 @@ def _requeue() -> None:
 
 
 class FiniteLoss(Callback):
-    """Stop at a loss or gradient that is NaN or infinite, or leave the step out.
+    """Stop at a loss or gradient that is NaN or infinite, once ``skip_nan_steps`` steps were left out for it.
 
-    What made it, the batch and the network before the step, lies in ``nonfinite_*.pt`` afterwards. A step
-    that is left out changes no weight; the learning rate's schedule counts it.
-
-    Args:
-        directory: The run's folder.
-        skip_nan_steps: How many steps of the run may be left out before it stops.
+    What made it, the batch and the network before the step, lies in ``nonfinite_*.pt`` of the run's directory
+    afterwards. A step that is left out changes no weight; the learning rate's schedule counts it.
     """
 
     def __init__(self, directory: str, skip_nan_steps: int = 0):
@@ -134,8 +128,7 @@ class FiniteLoss(Callback):
         if not trainer.strategy.reduce_boolean_decision(self._culprit is not None, all=False):
             return
         what, batch = self._culprit or ("a loss in another process", self._batch)
-        self._culprit = None
-        self.skipped += 1
+        self._culprit, self.skipped = None, self.skipped + 1
         path = self._keep(trainer, pl_module, what, batch)
         poisoned = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
         if self.skipped > self.skip_nan_steps or poisoned:
@@ -204,14 +197,10 @@ def _warn_once(call: Callable[..., None], owner: str) -> Callable[..., None]:
 
 
 def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int, workers: int) -> str | None:
-    """One line for a fault of the machine's, None for a bug.
+    """One line for a fault of the machine's that ended training, None for a bug.
 
-    Args:
-        error: What training ended with.
-        batch_size: Images per step.
-        crop_size: Side of a crop in pixels.
-        accumulation: Micro-batches per step.
-        workers: Loader processes of each training process.
+    Batch size and accumulation are images and micro-batches per step, crop size is a side in pixels, workers
+    are the loader processes of each training process.
     """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):

@@ -26,10 +26,8 @@ class Pictures(Callback):
     an object where its activation is highest, what it attends to, its learned affinity, the propagated map
     and the label made of it.
 
-    Args:
-        directory: where ``step_*.png`` and ``step_*_points.png`` go, or ``evaluation*.png`` where nothing is
-            trained.
-        num_images: rows of the picture; 0 draws none.
+    Into ``directory`` go ``step_*.png`` and ``step_*_points.png``, or ``evaluation*.png`` where nothing is
+    trained, of ``num_images`` rows; 0 draws none.
     """
 
     def __init__(self, directory: str, num_images: int = 6):
@@ -72,8 +70,7 @@ class Pictures(Callback):
         if not self._scenes:
             return
         names = ["background", *pl_module.recipe["class_names"]]
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        stem = f"step_{trainer.global_step:06d}" if fitting else "evaluation"
+        stem = f"step_{trainer.global_step:06d}" if trainer.state.fn == TrainerFn.FITTING else "evaluation"
         self.last = self._draw(trainer, self._scenes, names, stem, "images")
         if self._points:
             self._draw(trainer, self._points[: 2 * self.num_images], names, f"{stem}_points", "points")
@@ -99,6 +96,5 @@ def panels(rgb: Tensor, layers: dict[str, Tensor], index: int) -> list[Panel]:
 
 
 def _scene(caption: str, rgb: Tensor, layers: dict[str, Tensor]) -> Scene:
-    """One image (3, H, W) in [0, 1] and its layers (H, W)."""
     image = (rgb.permute(1, 2, 0) * 255).cpu().numpy().round().astype(np.uint8)
     return Scene(caption, image, {title: layer.cpu().numpy() for title, layer in layers.items()})

@@ -33,11 +33,7 @@ Rank = tuple[float, float, int]
 
 
 class Shortlist:
-    """The best and the worst images of a stream; of images without masks the first.
-
-    Args:
-        count: of the best, and of the worst.
-    """
+    """The ``count`` best and as many worst images of a stream; of images without masks the first."""
 
     def __init__(self, count: int):
         self.count = count
@@ -74,12 +70,8 @@ class Report(Callback):
 
     Args:
         directory: where they go.
-        checkpoint: what is evaluated. The history of its training is read beside it, or from above its folder
-            ``checkpoints``.
-        num_images: of the best and of the worst images to show; 0 shows none.
-
-    Raises:
-        UserError: the number of images is negative.
+        checkpoint: what is evaluated; its training's history lies beside it or its folder ``checkpoints``.
+        num_images: of the best and of the worst images to show; 0 shows none, less raises UserError.
     """
 
     def __init__(self, directory: str, checkpoint: str, num_images: int = 6):
@@ -119,11 +111,10 @@ class Report(Callback):
         pictures = self._gather_pictures()
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        names = pl_module.recipe["class_names"]  # folders may be called by what is no UTF-8: it is escaped
         evaluation = Evaluation(
             facts=self._facts(trainer, pl_module, seen, masked),
-            class_names=[  # folders may be called by what is no UTF-8: it is escaped
-                name.encode("utf-8", "backslashreplace").decode() for name in pl_module.recipe["class_names"]
-            ],
+            class_names=[name.encode("utf-8", "backslashreplace").decode() for name in names],
             confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
             average_precision=precision,
             pictures=pictures,
@@ -141,12 +132,11 @@ class Report(Callback):
             Console().print(f"report    {self.directory / 'report.html'}", soft_wrap=True)
 
     def _gather_pictures(self) -> dict[str, list[Shot]]:
-        """Of all processes by heading; only the pictures that are shown travel."""
         ranked, unscored = self._shortlist.ranked, self._shortlist.unscored
         ranks = [rank for own in _gather([shot.rank for shot in ranked]) for rank in own]
         best, worst = choose(ranks, self.num_images)
         shown = [shot for shot in ranked if shot.rank in (*best, *worst)] if ranks else unscored
-        shots = {shot.place: shot for own in _gather(shown) for shot in own}
+        shots = {shot.place: shot for own in _gather(shown) for shot in own}  # no other pictures travel
         first = [] if ranks else sorted(shots)[: 2 * self.num_images]
         places = {"Best images": [-rank[2] for rank in best], "Worst images": [-rank[2] for rank in worst]}
         groups = places | {"Images": first}
@@ -169,7 +159,6 @@ class Report(Callback):
 
 
 def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:
-    """Of one image, from its own confusion matrix."""
     if "mask" not in batch:
         return math.nan, math.nan, -place
     confusion = count_pairs(label, batch["mask"][index], num_outputs)
@@ -178,7 +167,6 @@ def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int)
 
 
 def _draw(module: Method, outputs: dict[str, Tensor], batch: Batch, ranks: dict[int, Rank]) -> Iterator[Shot]:
-    """The images of a batch that ``ranks`` names by their place in it."""
     layers = dict(module.interpret(batch).layers)
     layers |= {COLUMNS[key]: outputs[key] for key in ("seg", "crf") if key in outputs}
     if "mask" in batch:
@@ -186,12 +174,10 @@ def _draw(module: Method, outputs: dict[str, Tensor], batch: Batch, ranks: dict[
     rgb = to_rgb(batch["image"], module.mean, module.std)
     for i, (iou, accuracy, place) in ranks.items():
         true, extra = _labels(batch, i, outputs.get("crf", outputs["seg"])[i])
-        pictures = shrink(panels(rgb[i], layers, i))
-        yield Shot(batch["name"][i], -place, iou, accuracy, true, extra, pictures)
+        yield Shot(batch["name"][i], -place, iou, accuracy, true, extra, shrink(panels(rgb[i], layers, i)))
 
 
 def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], list[int]]:
-    """Foreground labels of an image's mask, else of its tags, and those that were predicted beside them."""
     true = {tag + 1 for tag in batch["class_label"][index].nonzero().flatten().tolist()}
     if "mask" in batch:
         true = {*torch.unique(batch["mask"][index]).tolist()} - {0, IGNORE_INDEX}
@@ -199,9 +185,8 @@ def _labels(batch: Batch, index: int, prediction: Tensor) -> tuple[list[int], li
 
 
 def _gather(value: T) -> list[T]:
-    """The values of all processes; they must be small."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value)  # pickled: for small values
     return values

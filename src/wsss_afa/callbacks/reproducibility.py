@@ -27,13 +27,8 @@ _FREE = (
 
 
 def binding_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run and its continuation must share, by dotted name.
-
-    Args:
-        config: The whole configuration, resolved.
-    """
-    groups = ("seed", "data", "method", "backbone", "optim")
-    flat = _flatten({name: config[name] for name in groups})
+    """What a run and its continuation must share of the whole resolved configuration, by dotted name."""
+    flat = _flatten({name: config[name] for name in ("seed", "data", "method", "backbone", "optim")})
     flat["trainer.accumulate_grad_batches"] = config["trainer"]["accumulate_grad_batches"]
     return {name: value for name, value in flat.items() if name not in _FREE}
 
@@ -46,11 +41,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StepSeeds(Callback):
-    """Dropout and drop path as a function of (seed, step, micro-batch, process), as the batches are.
-
-    Args:
-        seed: Of the run.
-    """
+    """Dropout and drop path as a function of (run's seed, step, micro-batch, process), as the batches are."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -62,16 +53,13 @@ class StepSeeds(Callback):
 
 
 class RunRecord(Callback):
-    """Write ``run.json``: seeds, versions, commit, device, where it resumed; settings into checkpoints.
+    """Write ``run.json`` into the run's directory: seeds, versions, commit, device, where it resumed.
 
-    Args:
-        directory: The run's folder.
-        settings: From `binding_settings`.
+    The settings, from `binding_settings`, go into checkpoints.
     """
 
     def __init__(self, directory: str, settings: dict[str, Any]):
-        self.path = Path(directory) / "run.json"
-        self.settings = settings
+        self.path, self.settings = Path(directory) / "run.json", settings
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write or extend the record."""
@@ -111,18 +99,14 @@ def source_commit() -> str | None:
 
 
 class KeepMetrics(Callback):
-    """Go on with an earlier ``metrics.csv``, from the row at which the checkpoint was taken.
+    """Go on with the run directory's earlier ``metrics.csv``, from the row at which the checkpoint was taken.
 
     Lightning's logger begins by deleting the file, so a copy lies beside it until its rows are back.
-
-    Args:
-        directory: The run's folder.
     """
 
     def __init__(self, directory: str):
-        self.path = Path(directory) / "metrics.csv"
+        self.path, self._rows = Path(directory) / "metrics.csv", 0
         self._copy = self.path.with_name("metrics.csv.earlier")
-        self._rows = 0
         if self.path.is_file() and not self._copy.is_file():
             rank_zero_only(write_whole)(self._copy, self.path.read_bytes())
 

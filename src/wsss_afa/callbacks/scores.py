@@ -80,15 +80,13 @@ class Results(Callback):
 
 
 def _record(trainer: L.Trainer, module: Method) -> dict[str, Any]:
-    """Scores in percent."""
     metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     scores = {name: round(100 * value.item(), 3) for name, value in metrics.items()}
     names = ["background", *module.recipe["class_names"]]
-    rounded = {
-        source: [None if math.isnan(iou) else round(iou, 3) for iou in column]
-        for source, column in module.class_table().items()
-    }
-    iou = {source: dict(zip(names, column, strict=True)) for source, column in rounded.items()}
+    iou = {}
+    for source, column in module.class_table().items():
+        values = [None if math.isnan(value) else round(value, 3) for value in column]
+        iou[source] = dict(zip(names, values, strict=True))
     return {**scores, "iou": iou}
 
 

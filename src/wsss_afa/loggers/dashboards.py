@@ -20,11 +20,7 @@ _SIDE = 320  # longest side of a heat map on a dashboard, in pixels
 
 
 class Screen:
-    """A logger that shows more than numbers. What a kind cannot show it leaves out, here everything.
-
-    Args:
-        logger: of the run; what shows nothing needs none.
-    """
+    """A run's logger that shows more than numbers. What a kind cannot show it leaves out, here everything."""
 
     def __init__(self, logger: Any = None):
         self.logger = logger
@@ -81,8 +77,7 @@ class WandbScreen(Screen):
         """Show a table that can be sorted, and compared between runs and steps."""
         import wandb
 
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-        self.logger.log_metrics({name: table}, step)
+        self.logger.log_metrics({name: wandb.Table(list(columns), [list(row) for row in rows])}, step)
 
     def confusion(self, name: str, counts: NDArray[np.int64], classes: Sequence[str], step: int) -> None:
         """Show W&B's own confusion matrix; pairs that never occur are left out."""

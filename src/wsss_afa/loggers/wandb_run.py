@@ -14,8 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
 _HOST = "https://api.wandb.ai"
-_SCORES = ("val/miou_cam", "val/miou_affinity", "val/miou_seg", "val/map_cls")
-"""Of which a run's best is shown beside its last."""
+_SCORES = ("val/miou_cam", "val/miou_affinity", "val/miou_seg", "val/map_cls")  # best beside last shown
 
 
 class RunFolderWandbLogger(WandbLogger):
@@ -32,8 +31,7 @@ class RunFolderWandbLogger(WandbLogger):
         group: None is the folder of the sweep that the run belongs to, if any.
         id: of the run; None is that of the folder's earlier run, or a new one.
         tags: of the run.
-        offline: true writes files alone, to be uploaded by ``wandb sync``. The environment's
-            ``WANDB_MODE=offline`` or ``disabled`` does as much.
+        offline: true writes files alone, for ``wandb sync``, as ``WANDB_MODE=offline`` or ``disabled`` do.
         patience: seconds until a server that does not answer is given up.
         sweep_dir: where a sweep's runs lie.
     """
@@ -48,6 +46,7 @@ class RunFolderWandbLogger(WandbLogger):
 
         folder = Path(save_dir).absolute()
         swept = sweep_dir is not None and Path(sweep_dir).absolute() in folder.parents
+        console = "off" if sys.stdout.isatty() else "auto"  # a progress bar would fill its log
         super().__init__(
             name=name or (f"{folder.parent.name}/{folder.name}" if swept else folder.name),
             save_dir=str(folder),
@@ -56,11 +55,7 @@ class RunFolderWandbLogger(WandbLogger):
             entity=entity,
             group=group or (Path(sweep_dir).name if swept and sweep_dir else None),
             tags=list(tags or ()),
-            settings=wandb.Settings(
-                init_timeout=patience,
-                silent=True,
-                console="off" if sys.stdout.isatty() else "auto",  # a progress bar would fill its log
-            ),
+            settings=wandb.Settings(init_timeout=patience, silent=True, console=console),
         )
         del self._wandb_init["anonymous"]  # W&B warns that it has no effect
         self._without: str | None = "offline=true" if offline else _missing_key()
@@ -100,13 +95,11 @@ class RunFolderWandbLogger(WandbLogger):
 
 
 def _earlier_id(folder: Path) -> str | None:
-    """Of the run that the folder had; its name ends W&B's folder's."""
     folders = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.name.partition("run-")[2])
     return folders[-1].name.rpartition("-")[2] if folders else None
 
 
 def _missing_key() -> str | None:
-    """Why W&B would have to ask who we are; None where it need not."""
     environ = os.environ
     goes_nowhere = environ.get("WANDB_MODE", "online") != "online"
     if goes_nowhere or environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):

@@ -26,8 +26,7 @@ THUMBNAIL = 240
 """Longer side of a picture in pixels; smaller ones stay as they are."""
 MAX_CONFUSIONS = 15
 """Rows of a list of confusions."""
-_COLOURS = ("#a3a3a3", "#d99a2b", "#3f76ad", "#16304f")
-"""Of the scored labels: the last is what the protocol ends with."""
+_COLOURS = ("#a3a3a3", "#d99a2b", "#3f76ad", "#16304f")  # of scored labels, the protocol's last one last
 
 
 class Shot(NamedTuple):
@@ -91,21 +90,15 @@ def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """The largest shares of a true class's pixels that are called another class, of a matrix (K, K) int64.
-
-    Returns:
-        Confusions of foreground classes with each other, then those with background.
-    """
+    """Largest shares of a class's pixels called another, of (K, K) int64: foreground's, then background's."""
     counts = confusion.numpy()
     rows, columns = np.nonzero(counts - np.diag(counts.diagonal()))
     labels, pixels = np.array(names, object), counts[rows, columns]
     pairs = pd.DataFrame({"true": labels[rows], "predicted": labels[columns]})
     pairs["share"], pairs["pixels"] = pixels / counts.sum(1)[rows], pixels
     with_background = (rows == 0) | (columns == 0)
-    lists = (
-        pairs[chosen].nlargest(MAX_CONFUSIONS, "share") for chosen in (~with_background, with_background)
-    )
-    return [list(each.to_dict("records")) for each in lists]
+    groups = (pairs[~with_background], pairs[with_background])
+    return [list(group.nlargest(MAX_CONFUSIONS, "share").to_dict("records")) for group in groups]
 
 
 def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:
@@ -125,22 +118,17 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def render(evaluation: Evaluation) -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")  # narrow space
-    return environment.get_template("report.html.jinja").render(**_content(evaluation))
-
-
-def _content(evaluation: Evaluation) -> dict[str, Any]:
     names = ["background", *evaluation.class_names]
     titles, matrices = list(evaluation.confusion), list(evaluation.confusion.values())
     colours = dict(zip(titles, _COLOURS[-len(titles) :], strict=False))
     precision = [value for value in evaluation.average_precision if not math.isnan(value)]
     history, svg = evaluation.history, "image/svg+xml"
-    return {
+    content = {
         "evaluation": evaluation,
         "scores": {title: score(matrix) for title, matrix in evaluation.confusion.items()},
         "colours": colours,
@@ -155,6 +143,7 @@ def _content(evaluation: Evaluation) -> dict[str, Any]:
         "names": names,
         "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette().tolist()],
     }
+    return environment.get_template("report.html.jinja").render(content)
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -171,10 +160,7 @@ def confusion_csv(confusion: Tensor, names: Sequence[str]) -> str:
 def read_history(run: Path, titles: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
     """Step and mIoU in percent of each validation of a training run, by title.
 
-    Args:
-        run: its folder, or the folder ``checkpoints`` in it. Without a ``metrics.csv`` that has such columns
-            there is no history.
-        titles: of what may have been scored.
+    ``run`` is its folder, or ``checkpoints`` in it; without a ``metrics.csv`` of such columns there is none.
     """
     path = (run.parent if run.name == "checkpoints" else run) / "metrics.csv"
     log = read_log(path) if path.is_file() else {}

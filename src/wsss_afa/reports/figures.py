@@ -18,12 +18,7 @@ _COLUMNS = 3  # panels of curves beside each other
 
 
 def draw_scores(scores: pd.DataFrame, validation: str) -> Figure:
-    """Draw a panel for each score, with seeds as dots and mean and standard deviation beside them.
-
-    Args:
-        scores: from `tabulate`.
-        validation: ``best`` or ``last``.
-    """
+    """Draw each score of `tabulate`'s ``best`` or ``last`` validation: seeds, mean and standard deviation."""
     scores = scores[validation]
     titles = list(scores.index.unique("setting"))
     size = (1.5 + 0.07 * max(map(len, titles)) + 2.0 * scores.shape[1], 1.2 + 0.4 * len(titles))
@@ -50,12 +45,8 @@ def draw_scores(scores: pd.DataFrame, validation: str) -> Figure:
 def draw_curves(settings: Mapping[str, Sequence[Path]], columns: Sequence[str]) -> Figure:
     """Draw a panel for each column: the mean over runs as a line, their standard deviation (n − 1) as a band.
 
-    Args:
-        settings: folders of the runs of each setting, by its title.
-        columns: columns of ``metrics.csv``.
-
-    Raises:
-        UserError: a run has no ``metrics.csv``, or no run has one of the columns.
+    ``settings`` are the folders of each setting's runs, by its title; ``columns`` are of ``metrics.csv``.
+    A run without that file, or a column that no run has, raises UserError.
     """
     logs = {title: [_read(folder) for folder in folders] for title, folders in settings.items()}
     known = sorted({name for each in logs.values() for log in each for name in log} - {"step", "epoch"})
@@ -86,9 +77,9 @@ def _read(folder: Path) -> dict[str, pd.Series]:
 
 
 def _draw_curve(axes: Axes, title: str, runs: Sequence[pd.Series]) -> None:
-    """Draw what several runs logged, each indexed by its steps."""
     values = pd.DataFrame(dict(enumerate(runs)))
     mean, spread = values.mean(axis=1), values.std(axis=1).fillna(0)
     (line,) = axes.plot(mean, label=title)
-    band = {"color": line.get_color(), "alpha": 0.15, "linewidth": 0}
-    axes.fill_between(mean.index, mean - spread, mean + spread, **band)
+    axes.fill_between(
+        mean.index, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0
+    )

@@ -95,9 +95,8 @@ def draw_sheet(
         usable = np.flatnonzero([not each.problem for each in split.looks])
         for index in usable[choose(split.tags[usable], count)].tolist():
             sample = sets[split.name][index]
-            image = sample["image"]
-            if "mask" in sample:
-                image = paint_label(image, sample["mask"], alpha=0.6)
+            image, mask = sample["image"], sample.get("mask")
+            image = image if mask is None else paint_label(image, mask, alpha=0.6)
             text = f"{split.name}: {name_tags(split, index) or 'no tag'}"
             title = textwrap.fill(textwrap.shorten(text, 56, placeholder=" …"), 28)
             pictures.append((title, shrink(image, _THUMBNAIL)))

@@ -10,11 +10,7 @@ import pandas as pd
 def read_log(path: Path) -> dict[str, pd.Series]:
     """Read the numbers that a run logged; whatever is no number is left out.
 
-    Args:
-        path: the file, whose rows count steps from 0.
-
-    Returns:
-        Values by column; the index of each series is the step, counted from 1.
+    The file counts steps from 0; the series, by column, are indexed by steps that are counted from 1.
     """
     try:
         text = pd.read_csv(path, dtype=str, encoding_errors="replace", on_bad_lines="skip")

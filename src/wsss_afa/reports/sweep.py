@@ -52,11 +52,7 @@ def label(overrides: Sequence[str], common: Collection[str]) -> str:
 
 
 def find_runs(folders: Sequence[Path]) -> Sweep:
-    """Read all runs of training and of evaluation below the folders.
-
-    Raises:
-        UserError: a folder does not exist.
-    """
+    """Read all runs of training and of evaluation below the folders; a missing folder raises UserError."""
     configs = {folder: _config(folder) for folder in _run_folders(folders)}
     configs = {folder: config for folder, config in configs.items() if config.get("task") in _READERS}
     results = [_read(folder, config) for folder, config in configs.items()]
@@ -67,12 +63,9 @@ def find_runs(folders: Sequence[Path]) -> Sweep:
     known = [_setting(words) for task, words in (*jobs, *absent) if task == "train"]
     known += [run.overrides for run in runs]
     common = frozenset.intersection(*map(frozenset, known)) if known else frozenset()
-    missing = [
-        f"{_job_label(job, common)}: {result} ({folder})"
-        for job, folder, result in zip(jobs, configs, results, strict=True)
-        if isinstance(result, str)
-    ]
-    return Sweep(runs, missing + [f"{_job_label(job, common)}: never started" for job in absent], common)
+    ends = zip(jobs, configs, results, strict=True)
+    lost = [f"{_job_label(job, common)}: {end} ({path})" for job, path, end in ends if isinstance(end, str)]
+    return Sweep(runs, lost + [f"{_job_label(job, common)}: never started" for job in absent], common)
 
 
 def _job_label(job: Job, common: Collection[str]) -> str:
@@ -83,13 +76,12 @@ def _job_label(job: Job, common: Collection[str]) -> str:
 
 
 def _run_folders(folders: Sequence[Path]) -> list[Path]:
-    """Folders of runs, in the given order, and below one of these 10 after 9."""
     found = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"runs={folder}: no such folder; name the folder of a sweep, or of a run")
         below = [path.parents[1] for path in folder.rglob(".hydra/config.yaml")]
-        found += sorted(below, key=lambda path: (path.parent, len(path.name), path.name))
+        found += sorted(below, key=lambda path: (path.parent, len(path.name), path.name))  # 10 after 9
     return list(dict.fromkeys(found))
 
 
@@ -102,8 +94,7 @@ def _words(folder: Path) -> tuple[str, ...]:
 
 
 def _plain(overrides: Any) -> tuple[str, ...]:
-    """Overrides without their plus: whether one adds or replaces is no difference."""
-    return tuple(str(word).lstrip("+") for word in overrides)
+    return tuple(str(word).lstrip("+") for word in overrides)  # adding or replacing is no difference
 
 
 def _setting(words: Sequence[str]) -> tuple[str, ...]:
@@ -112,7 +103,6 @@ def _setting(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read(folder: Path, config: DictConfig) -> Run | str:
-    """The run, or why it does not count."""
     try:
         results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -152,7 +142,6 @@ def _scores(record: dict[str, Any]) -> dict[str, float]:
 
 
 def _fingerprint(config: DictConfig, results: dict[str, Any]) -> str:
-    """The configuration without seed and machine, and what the scores were measured with."""
     shared = config.copy()
     for name in _NO_SETTING:
         OmegaConf.update(shared, name, None)
@@ -160,16 +149,14 @@ def _fingerprint(config: DictConfig, results: dict[str, Any]) -> str:
 
 
 def _announced(folders: Sequence[Path]) -> list[Job]:
-    """The jobs of all grids below the folders."""
     paths = {path for folder in folders for path in folder.rglob("multirun.yaml")}
     configs = [cast(DictConfig, OmegaConf.load(path)) for path in sorted(paths)]
     return [(each.task, words) for each in configs if each.task in _READERS for words in _grid(each.hydra)]
 
 
 def _grid(config: DictConfig) -> list[tuple[str, ...]]:
-    """Overrides of the jobs of a grid; none where the sweeper chooses as it goes."""
     if not config.sweeper._target_.endswith(".BasicSweeper"):
-        return []
+        return []  # others choose as they go
     params = [f"{key}={value}" for key, value in (config.sweeper.params or {}).items()]
     words = cast(list[str], OmegaConf.to_container(config.overrides.task))  # may hold ${…}
     try:

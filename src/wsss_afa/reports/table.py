@@ -33,11 +33,7 @@ class Difference(NamedTuple):
 
 
 def make_rows(sweep: Sweep) -> tuple[dict[str, dict[int, Run]], list[str]]:
-    """Group runs by setting, in order of appearance.
-
-    Returns:
-        Runs by the setting's title and by seed, the later one of two equal runs; and what is wrong with them.
-    """
+    """Group runs by their setting's title and by seed, the later of two equal ones; and say what is wrong."""
     rows: dict[str, dict[int, Run]] = {}
     titles: dict[str, str] = {}
     problems = []
@@ -55,11 +51,9 @@ def make_rows(sweep: Sweep) -> tuple[dict[str, dict[int, Run]], list[str]]:
 
 
 def tabulate(rows: dict[str, dict[int, Run]]) -> pd.DataFrame:
-    """Put all scores into one table.
+    """Put all scores, in percent, into one table by (setting, seed) and (validation, score).
 
-    Returns:
-        Percent by (setting, seed) and (validation, score), NaN where a run lacks the score; both validations
-        have a column for each score that any run has.
+    Both validations have a column for each score that any run has, NaN where a run lacks it.
     """
     keys = [(title, seed) for title, runs in rows.items() for seed in sorted(runs)]
     index = pd.MultiIndex.from_tuples(keys, names=["setting", "seed"])
@@ -118,13 +112,11 @@ def _spread(mean: float, spread: float) -> str:
 
 
 def _signed(difference: Difference, seeds: int) -> str:
-    """A difference with its sign and p; and with its seeds where they are fewer than the setting's."""
     mean, error, p, common = difference
     text = _spread(mean, error)
     notes = [] if math.isnan(p) else ["p < 0.001" if p < 5e-4 else f"p = {p:.3f}"]
     notes += [f"seeds {_join(common)}"] if 0 < len(common) < seeds else []
-    sign = "+" * (not text.startswith(("-", "–")))
-    return sign + text + (f" ({'; '.join(notes)})" if notes else "")
+    return "+" * (not text.startswith(("-", "–"))) + text + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def write_csv(scores: pd.DataFrame) -> str:

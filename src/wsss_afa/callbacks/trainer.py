@@ -25,17 +25,13 @@ def on_gpu(cfg: DictConfig) -> bool:
 
 
 def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
-    """Build the Trainer with the configured callbacks and more.
-
-    Batch statistics are shared between processes where there are GPUs; torch has no synchronised BatchNorm on
-    CPUs.
-    """
+    """Build the Trainer with the configured callbacks and more."""
     trainer = instantiate(
         cfg.trainer,
         callbacks=[*instantiate(cfg.callbacks).values(), *callbacks],
         logger=tolerate(list(instantiate(cfg.logger).values())) if cfg.logger else False,
         plugins=DurableCheckpointIO(),
-        sync_batchnorm=on_gpu(cfg),
+        sync_batchnorm=on_gpu(cfg),  # torch has none on CPUs
     )
     guard(trainer, cfg.patience)
     return cast(L.Trainer, trainer)
@@ -50,9 +46,8 @@ def fit(trainer: L.Trainer, method: Method, data: TaggedDataModule, start: Path 
     try:
         trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
     except Exception as error:
-        advice = explain(
-            error, data.batch_size, data.crop_size, trainer.accumulate_grad_batches, data.num_workers
-        )
+        parts = trainer.accumulate_grad_batches
+        advice = explain(error, data.batch_size, data.crop_size, parts, data.num_workers)
         if advice is None:
             raise
         raise UserError(advice) from error

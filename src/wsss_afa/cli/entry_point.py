@@ -68,8 +68,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
     return decorate
 
 
-_MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)
-"""What may be a mistake of the user."""
+_MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)  # they may be the user's
 _PLUGINS = ("optuna", "joblib", "submitit")
 _EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
 """The extra of ours that brings packages with this in their names."""

@@ -27,19 +27,12 @@ class DenseEnergyLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        weight: float = 1e-7,
-        sigma_position: float = 100.0,
-        sigma_color: float = 15.0,
-        scale: float = 0.5,
-        chunk: int = 512,
-    ):
+        self, weight: float = 1e-7, sigma_position: float = 100.0, sigma_color: float = 15.0,
+        scale: float = 0.5, chunk: int = 512,
+    ):  # fmt: skip
         super().__init__()
-        self.weight = weight
-        self.sigma_position = sigma_position
-        self.sigma_color = sigma_color
-        self.scale = scale
-        self.chunk = chunk
+        self.weight, self.scale, self.chunk = weight, scale, chunk
+        self.sigma_position, self.sigma_color = sigma_position, sigma_color
 
     def forward(self, logits: Tensor, rgb: Tensor, label: Tensor, box: Tensor) -> Tensor:
         """Return the energy, a scalar ≤ 0, of segmentation logits (B, K, h, w).

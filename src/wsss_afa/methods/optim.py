@@ -10,8 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from wsss_afa.errors import UserError
 
-_WARMUP_START = 1e-6
-"""Multiplier of the first warm-up step."""
+_WARMUP_START = 1e-6  # multiplier of the first warm-up step
 
 
 def warmup_poly(warmup_steps: int, max_steps: int, power: float) -> Callable[[int], float]:
@@ -61,9 +60,7 @@ class AdamWPoly:
         decoder_multiplier: float = 10.0,
     ):
         if max_steps < 1:
-            raise UserError(
-                f"max_steps={max_steps}: the schedule needs a length; set trainer.max_steps=20000"
-            )
+            raise UserError(f"max_steps={max_steps}: the schedule needs a length: trainer.max_steps=20000")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
         self.multipliers = {"encoder": 1.0, "norm": norm_multiplier}
         self.multipliers |= {"head": head_multiplier, "decoder": decoder_multiplier}
@@ -71,14 +68,9 @@ class AdamWPoly:
 
     def __call__(self, kinds: Mapping[str, Iterable[nn.Parameter]]) -> tuple[AdamW, LambdaLR]:
         """Optimiser of parameters by kind, named as the multipliers; the scheduler steps whenever it does."""
-        groups = [
-            {
-                "params": list(parameters),
-                "name": kind,
-                "lr": self.lr * self.multipliers[kind],
-                "weight_decay": 0.0 if kind == "norm" else self.weight_decay,
-            }
-            for kind, parameters in kinds.items()
-        ]
+        groups = []
+        for kind, parameters in kinds.items():
+            rate, decay = self.lr * self.multipliers[kind], 0.0 if kind == "norm" else self.weight_decay
+            groups.append({"params": list(parameters), "name": kind, "lr": rate, "weight_decay": decay})
         optimizer = AdamW(groups, lr=self.lr, betas=self.betas)
         return optimizer, LambdaLR(optimizer, self.schedule)

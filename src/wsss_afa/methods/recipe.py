@@ -32,8 +32,7 @@ from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
 """Where what a recipe may build lives."""
-_WEIGHTS = ("pretrained", "checkpoint_path")
-"""Settings that name weights: ours, and one of timm's."""
+_WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
 
 
 class Recipe(TypedDict):

@@ -26,8 +26,7 @@ class SegmentationNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
-        self.num_classes = num_classes
-        self.backbone = backbone
+        self.num_classes, self.backbone = num_classes, backbone
         self.decoder = MLPDecoder(backbone.channels, num_classes + 1, decoder_dim)
 
     def classify(self, image: Tensor) -> Tensor:
@@ -61,14 +60,9 @@ class Supervised(Method):
     net: SegmentationNet
 
     def __init__(
-        self,
-        backbone: FeatureBackbone,
-        num_classes: int,
-        phases: Mapping[str, int],
-        weights: Mapping[str, float],
-        decoder_dim: int = 256,
-        shared_counts: bool = True,
-    ):
+        self, backbone: FeatureBackbone, num_classes: int, phases: Mapping[str, int],
+        weights: Mapping[str, float], decoder_dim: int = 256, shared_counts: bool = True,
+    ):  # fmt: skip
         super().__init__(SegmentationNet(backbone, num_classes, decoder_dim), num_classes, phases, weights)
         self.cam = MultiScaleCAM(scales=(1.0,), mirror=False)
         self.shared_counts = shared_counts

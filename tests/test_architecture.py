@@ -17,6 +17,8 @@ PACKAGE = ROOT / "src" / "wsss_afa"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "method.py").is_file())
+SHARED = {"base.py", "recipe.py", "optim.py", "first_form.py", "__init__.py"}
+"""Files of ``methods/`` that are of no method; what any other defines is its method's own."""
 
 GROUND = {"types", "errors", "files", "metrics", "visualize", "__init__"}
 """Files in the root that are no programs."""
@@ -46,7 +48,7 @@ PROGRAM_ALLOWED = {*LOWER, "__init__"}
 FRAMEWORKS = {
     "lightning": {"methods", "callbacks", "loggers", "inference", "data", *PROGRAMS},
     "hydra": {"cli", "callbacks", "methods", "reports", *PROGRAMS},
-    "omegaconf": {"cli", "callbacks", "data", "reports", *PROGRAMS},
+    "omegaconf": {"cli", "callbacks", "data", "methods", "reports", *PROGRAMS},
     "wandb": {"loggers"},
     "PIL": {"data", "inference", "loggers", "reports", "visualize", *PROGRAMS},
 }
@@ -75,9 +77,12 @@ def own_files(tree: ast.AST) -> set[str]:
     for name in imports(tree):
         parts = name.split(".")
         if parts[0] == "wsss_afa":
-            paths = ["/".join(parts[1:end]) + ".py" for end in range(2, len(parts) + 1)]
-            hits = [path for path in paths if path in FILES]
-            found |= set(hits) or {"__init__.py"}
+            stems = ["/".join(parts[1:end]) for end in range(2, len(parts) + 1)]
+            hits = {f"{stem}.py" for stem in stems} & set(FILES)
+            folders = [
+                f"{stem}/__init__.py" for stem in ("", *stems) if f"{stem}/__init__.py".lstrip("/") in FILES
+            ]
+            found |= hits or {folders[-1].lstrip("/")}
     return found
 
 
@@ -99,6 +104,10 @@ def test_the_walk_sees_what_is_there():
     assert packages(ast.parse(hidden)) == {"lightning", "wsss_afa"}
     assert own_files(ast.parse(hidden)) == {"ops/par.py"}
     assert own_files(ast.parse("from wsss_afa import __version__")) == {"__init__.py"}
+    assert own_files(ast.parse("from wsss_afa.methods import afa")) == {"methods/afa/__init__.py"}
+    assert [own_of(f"methods/{name}") for name in ("afa/network.py", "supervised.py", "base.py")] == [
+        "afa", "supervised", None,
+    ]  # fmt: skip
 
 
 def test_the_root_holds_programs_and_the_ground():
@@ -116,25 +125,20 @@ def test_imports_go_one_way(name):
     assert not strangers
 
 
+def own_of(file: str) -> str | None:
+    """The method that a file of ``methods/`` belongs to: its folder, or itself where a method is one file."""
+    parts = file.split("/")
+    if parts[0] != "methods" or parts[1] in SHARED:
+        return None
+    return parts[1].removesuffix(".py")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_no_method_knows_another_and_nobody_else_knows_any(name):
-    """What a method's folder defines is its own; ``recipe.py`` reads the files of AFA's authors."""
-    inside = name.split("/")[1] if name.startswith("methods/") and name.count("/") > 1 else None
+    """What a method's files define is its own; ``recipe.py`` reads the files of AFA's authors."""
     for file in own_files(TREES[name]):
-        parts = file.split("/")
-        if parts[0] == "methods" and len(parts) > 2 and parts[1] != inside:
+        if own_of(file) not in (None, own_of(name)):
             assert (name, file) == ("methods/recipe.py", "methods/afa/released.py")
-
-
-def test_nobody_asks_for_the_class_of_a_method():
-    classes = {
-        node.name for name, tree in TREES.items() if re.match(r"methods/(\w+/|supervised)", name)
-        for node in tree.body if isinstance(node, ast.ClassDef)
-    }  # fmt: skip
-    for name, tree in TREES.items():
-        if not name.startswith("methods/"):
-            used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-            assert not used & classes, name
 
 
 @pytest.mark.parametrize("package", FRAMEWORKS)

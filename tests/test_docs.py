@@ -94,8 +94,7 @@ def test_defaults_are_as_written_and_meanings_are_the_comments(generator):
     inherited = rows_of(generator["settings"].read(CONF / "backbone" / "deit_base.yaml"))
     assert inherited["positions"].default == "bicubic"
     assert inherited["positions"].meaning == base["positions"].meaning  # of the file that it starts from
-    pictures = rows_of(generator["settings"].read(CONF / "callbacks" / "default.yaml"))["pictures.num_images"]
-    assert pictures.meaning == "rows of the picture; 0 draws none."  # the docstring's
+    assert base["std"].meaning == "standard deviation, likewise."  # the docstring's
 
 
 def test_the_pages_hold_every_file(generator):

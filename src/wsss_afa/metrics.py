@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -13,6 +15,12 @@ from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
 """What is scored, in the order of tables."""
 _SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
+
+
+def titles(sources: Iterable[str]) -> dict[str, str]:
+    """Titles of what is scored, in the order of tables; sources that only their method knows come first."""
+    known = {source: title for source, title in COLUMNS.items() if source in sources}
+    return {source: source for source in sources if source not in known} | known
 
 
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 
 from recipes import small_recipe
 from wsss_afa.errors import UserError
@@ -110,3 +111,20 @@ def test_all_ignored_labels_leave_the_classification(batch):
 def test_affinity_needs_queries_and_keys():
     with pytest.raises(UserError, match=r"TimmPyramid hands on no queries and keys .*: use backbone=mit"):
         AFANet(TimmPyramid("resnet10t", pretrained=None), 3)
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        {"classification": 0, "segmentation": 3, "propagation": 1},
+        {"classification": 0, "segmentation": 3},
+        {"classification": 0, "segmentation": 3, "propagation": 5, "more": 7},
+    ],
+)
+def test_phases_in_another_order_are_refused(phases):
+    recipe = small_recipe()
+    recipe["method"]["phases"] = phases
+    with pytest.raises(InstantiationException) as refusal:
+        build(recipe)
+    assert isinstance(refusal.value.__cause__, UserError)
+    assert "need classification ≤ segmentation ≤ propagation" in str(refusal.value.__cause__)

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from quiet import QUIET
 from wsss_afa.errors import UserError
+from wsss_afa.inference.label_source import LabelSource
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.optim import AdamWPoly
+from wsss_afa.metrics import titles
 from wsss_afa.types import MEAN, STD, Batch
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You defined a `validation_step`")]
@@ -215,3 +217,27 @@ def test_what_a_method_does_not_have_is_said_so():
         method.maps({}, "cam", [0.5])
     assert method.interpret({}).layers == {}
     assert (method.mean, method.std) == (MEAN, STD)
+
+
+def test_what_a_method_leaves_out_is_named():
+    toy = Toy(weights={"seg": 1.0})
+    toy.losses = lambda batch, step: {"cls": torch.zeros(())}
+    with pytest.raises(UserError, match=r"the loss cls has no weight: set method\.weights\.cls=1"):
+        toy.training_step({}, 0)
+    with pytest.raises(UserError, match="Toy has no activation maps: set cams=false"):
+        toy.heat_maps(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(UserError, match="background=None: need a number"):
+        LabelSource(ToyWithMaps(), "cam", toy.protocol).backgrounds(None)
+
+
+class ToyWithMaps(Toy):
+    """Has labels of activation maps, and no background scores of its own."""
+
+    sources = ("cam",)
+
+
+def test_own_sources_have_titles():
+    """A source that only its method knows stands before those that all know."""
+    assert list(titles(["seg", "walk", "cam"]).items()) == [
+        ("walk", "walk"), ("cam", "CAM"), ("seg", "segmentation"),
+    ]  # fmt: skip

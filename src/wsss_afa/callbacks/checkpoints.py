@@ -145,7 +145,8 @@ def _compare(auto: bool, path: Path, content: Mapping[str, Any], settings: dict[
     theirs = content.get(SETTINGS_KEY, settings)
     names = [name for name in sorted(settings | theirs) if settings.get(name) != theirs.get(name)]
     changed = [f"{name}={settings.get(name)} (was {theirs.get(name)})" for name in names]
-    message = f"{path} is of a run with other settings: {', '.join(changed)}"
+    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+    message = f"{path} is of a run with other settings: {', '.join(changed[:5])}{more}"
     if changed and auto:
         raise UserError(f"{message}; give another hydra.run.dir, or resume={path} to go on all the same")
     if changed:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from wsss_afa.loggers.dashboards import screens, step_of, tell
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import COLUMNS
+from wsss_afa.metrics import titles
 from wsss_afa.visualize import confusion_figure, to_pixels
 
 
@@ -46,8 +46,8 @@ class Dashboard(Callback):
         if not ious:
             return
         step, names = step_of(trainer), ["background", *pl_module.recipe["class_names"]]
-        sources = [source for source in COLUMNS if source in ious]
-        columns = ["class", *(COLUMNS[source] for source in sources)]
+        sources = titles(ious)
+        columns = ["class", *sources.values()]
         table = zip(names, *(ious[source] for source in sources), strict=True)
         rows = [[None if cell != cell else cell for cell in row] for row in table]
         confusion = pl_module.scores["seg"].compute()["confusion"].cpu().numpy()

@@ -25,7 +25,7 @@ from rich.console import Console
 from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import COLUMNS
+from wsss_afa.metrics import titles
 from wsss_afa.types import Phase
 
 SILENCE = 300.0
@@ -147,10 +147,9 @@ class Summary(Callback):
         self._validation += time.monotonic() - self._paused
         if trainer.is_global_zero and not trainer.sanity_checking:
             metrics = {name: 100 * value.item() for name, value in trainer.callback_metrics.items()}
-            titles = {f"val/miou_{source}": title for source, title in COLUMNS.items()} | {
-                "val/map_cls": "mAP"
-            }
-            scores = (f"{title} {metrics[name]:.1f}" for name, title in titles.items() if name in metrics)
+            sources = titles([name[9:] for name in metrics if name.startswith("val/miou_")])
+            scores = [f"{title} {metrics[f'val/miou_{source}']:.1f}" for source, title in sources.items()]
+            scores.append(f"mAP {metrics['val/map_cls']:.1f}")
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
 
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
@@ -253,4 +252,5 @@ def _say_best(trainer: L.Trainer) -> None:
     if "best" in results and isinstance(checkpoint, ModelCheckpoint):
         name = str(checkpoint.monitor)
         best, last = (f"{results[of][name]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
-        say("best", f"{COLUMNS.get(name.removeprefix('val/miou_'), 'mAP')} {best}; last {last}")
+        title = "mAP" if name == "val/map_cls" else titles([source := name.removeprefix("val/miou_")])[source]
+        say("best", f"{title} {best}; last {last}")

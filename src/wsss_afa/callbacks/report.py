@@ -22,7 +22,7 @@ from wsss_afa.callbacks.pictures import panels
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import COLUMNS, class_iou, count_pairs
+from wsss_afa.metrics import COLUMNS, class_iou, count_pairs, titles
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
 from wsss_afa.types import IGNORE_INDEX, Batch
@@ -105,7 +105,7 @@ class Report(Callback):
         """Gather what the processes have and write the files."""
         assert isinstance(pl_module, Method)
         seen, masked = (sum(counts) for counts in zip(*_gather((self._seen, self._masked)), strict=True))
-        sources = [source for source in COLUMNS if source in pl_module.scores and masked]
+        sources = titles(pl_module.scores) if masked else {}
         matrices = {each: pl_module.scores[each].compute()["confusion"].cpu() for each in sources}
         precision = pl_module.average_precision.compute()["ap"].tolist()
         pictures = self._gather_pictures()
@@ -115,10 +115,10 @@ class Report(Callback):
         evaluation = Evaluation(
             facts=self._facts(trainer, pl_module, seen, masked),
             class_names=[name.encode("utf-8", "backslashreplace").decode() for name in names],
-            confusion={COLUMNS[source]: matrix for source, matrix in matrices.items()},
+            confusion={sources[each]: matrix for each, matrix in matrices.items()},
             average_precision=precision,
             pictures=pictures,
-            history=read_history(self.checkpoint.absolute().parent, COLUMNS),
+            history=read_history(self.checkpoint.absolute().parent, titles([*COLUMNS, *pl_module.scored])),
         )
         for source, matrix in matrices.items():
             table = confusion_csv(matrix, ["background", *evaluation.class_names])

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import COLUMNS
+from wsss_afa.metrics import titles
 
 
 class ValidateAtEnd(Callback):
@@ -95,10 +95,10 @@ def print_table(record: dict[str, Any], console: Console) -> None:
     console.print(f"classification mAP {record['val/map_cls']:.1f} %")
     if not record["iou"]:
         return
-    sources = [source for source in COLUMNS if source in record["iou"]]
+    sources = titles(record["iou"])
     table = Table("class", title="IoU (%)", title_justify="left")
-    for source in sources:
-        table.add_column(COLUMNS[source], justify="right")
+    for title in sources.values():
+        table.add_column(title, justify="right")
     for name, iou in record["iou"]["seg"].items():
         if iou is not None:
             table.add_row(name, *(f"{record['iou'][source][name]:.1f}" for source in sources))

@@ -130,7 +130,10 @@ def _construction(error: Exception) -> str | None:
     if match is None or not isinstance(cause, TypeError):
         return None
     key = re.search(r"full_key: (\S+)", str(error))
-    return f"{key[1] + '.' if key else ''}{match[1]} is no setting; --help lists those there are"
+    name = f"{key[1] + '.' if key else ''}{match[1]}"
+    if any(match[1] in word for word in sys.argv[1:]):
+        return f"{name} is no setting; --help lists those there are"
+    return f"{name} is no setting of what was chosen; an experiment or a sweep sets it: choose its method"
 
 
 def _override(error: Exception, config_name: str) -> str:

@@ -43,9 +43,11 @@ class LabelSource(nn.Module):
         """
         if self.source == SEGMENTATION and value is not None:
             raise UserError(f"background={value}: source=seg has no background score; leave it out")
-        if value is None:  # the segmentation's one label does not depend on the score
-            return [0.0] if self.source == SEGMENTATION else list(self.method.backgrounds)
-        scores = [float(each) for each in (value if isinstance(value, Sequence) else [value])]
+        if value is None and (self.source == SEGMENTATION or self.method.backgrounds):
+            return [0.0] if self.source == SEGMENTATION else list(self.method.backgrounds)  # 0: any will do
+        scores = [
+            float("nan" if x is None else x) for x in (value if isinstance(value, Sequence) else [value])
+        ]
         if len(scores) not in (1, 2) or not 0 <= scores[0] <= scores[-1] <= 1:
             raise UserError(f"background={value}: need a number in [0, 1], or [low, high] with low ≤ high")
         return scores

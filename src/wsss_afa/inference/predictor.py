@@ -169,7 +169,7 @@ class Predictor:
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
         channels = torch.tensor([classes], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
-            image = self._normalise(rgb, min(self.method.cam.scales))
+            image = self._normalise(rgb, min(self.method.cam.scales) if self.method.cam else 1.0)
             cam = self.method.heat_maps(image, channels)
         return cam[0, :, : rgb.shape[0], : rgb.shape[1]]
 

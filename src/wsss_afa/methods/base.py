@@ -67,7 +67,7 @@ class Method(L.LightningModule):
 
     recipe: Mapping[str, Any]
     optim: AdamWPoly | None = None
-    cam: MultiScaleCAM
+    cam: MultiScaleCAM | None
     backgrounds: tuple[float, ...] = ()
     """Background scores of the labels that it makes for its own training: one, or low and high."""
     sources: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Method(L.LightningModule):
         self, net: nn.Module, num_classes: int, phases: Mapping[str, int], weights: Mapping[str, float]
     ):
         super().__init__()
-        self.net, self.num_classes, self.weights = net, num_classes, dict(weights)
+        self.net, self.num_classes, self.weights, self.cam = net, num_classes, dict(weights), None
         self.phases = tuple(Phase(*each) for each in sorted(phases.items(), key=lambda item: item[1]))
         if not self.phases or self.phases[0].first != 0:
             raise UserError(f"method.phases={dict(phases)}: one phase has to begin at step 0: set it to 0")
@@ -127,6 +127,8 @@ class Method(L.LightningModule):
 
     def heat_maps(self, image: Tensor, channels: Tensor | None = None) -> Tensor:
         """Activation maps (B, G, H, W) in [0, 1] of classes ``channels`` (B, G) in [0, C); None is all."""
+        if self.cam is None:
+            raise UserError(f"{type(self).__name__} has no activation maps: set cams=false")
         activation: Activation = self.cam(cast(Network, self.net), image, channels=channels)
         return activation.cam
 
@@ -152,6 +154,8 @@ class Method(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of this step."""
         terms = self.losses(batch, self.global_step)
+        if missing := [name for name in terms if name not in self.weights]:
+            raise UserError(f"the loss {missing[0]} has no weight: set method.weights.{missing[0]}=1")
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         groups = self.trainer.optimizers[0].param_groups
         self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
@@ -170,6 +174,7 @@ class Method(L.LightningModule):
         if self.protocol.crf is not None:
             labels["crf"] = self.protocol.refine(batch["image"], probabilities).max(1).indices
         labels |= found.labels
+        assert "mask" not in batch or labels.keys() == self.scores.keys(), "evaluate labels what is scored"
         mask = batch.get("mask", torch.full_like(labels["seg"], IGNORE_INDEX))
         for source, label in labels.items():
             self.scores[source].update(label, mask)
@@ -238,7 +243,8 @@ class Method(L.LightningModule):
         processes that average gradients need one for every parameter.
         """
         kinds = self.parameter_kinds()
-        return 0.0 * torch.stack([each.sum() for each in (*kinds["decoder"], *kinds["head"])]).sum()
+        sums = [each.sum() for each in (*kinds["decoder"], *kinds["head"])]
+        return 0.0 * torch.stack(sums).sum() if sums else torch.zeros((), device=self.device)
 
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:

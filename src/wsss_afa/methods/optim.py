@@ -49,16 +49,10 @@ class AdamWPoly:
 
     def __init__(
         self,
-        max_steps: int,
-        lr: float = 6e-5,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup_steps: int = 1500,
-        power: float = 1.0,
-        norm_multiplier: float = 0.0,
-        head_multiplier: float = 10.0,
-        decoder_multiplier: float = 10.0,
-    ):
+        max_steps: int, lr: float = 6e-5, weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999), warmup_steps: int = 1500, power: float = 1.0,
+        norm_multiplier: float = 0.0, head_multiplier: float = 10.0, decoder_multiplier: float = 10.0,
+    ):  # fmt: skip
         if max_steps < 1:
             raise UserError(f"max_steps={max_steps}: the schedule needs a length: trainer.max_steps=20000")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])

@@ -22,6 +22,7 @@ from typing import Any, TypedDict, cast
 import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
@@ -32,6 +33,7 @@ from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
 """Where what a recipe may build lives."""
+_BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)  # what wrong values raise
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
 
 
@@ -57,7 +59,7 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
         UserError: the recipe names something that is neither a part of this library nor trusted.
     """
     parts = {"method": recipe["method"], "backbone": recipe["backbone"]}
-    check_plain(parts, trust)
+    check_plain(parts, [trust] if isinstance(trust, str) else trust)
     method = instantiate(parts["method"], backbone=parts["backbone"], num_classes=len(recipe["class_names"]))
     if not isinstance(method, Method):
         raise UserError(
@@ -87,7 +89,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
         method.net.load_state_dict(check_fit(state, method.net))
     except UserError as error:
         raise UserError(f"ckpt={path}: {error}") from error
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, HydraException) as error:
+    except (*_BUILDING, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise UserError(f"ckpt={path}: {cause}") from error
@@ -116,7 +118,9 @@ def check_plain(config: Any, trust: Sequence[str] | None = ()) -> None:
     if isinstance(config, list | tuple):
         for value in config:
             check_plain(value, trust)
-    elif isinstance(config, str) and "${" in config:  # Hydra would resolve it, and build what comes out
+    elif isinstance(config, str) and (
+        "${" in config or config == "???"
+    ):  # Hydra would resolve it, and build what comes out
         raise UserError(f"the checkpoint has the setting {config!r}, which is no plain value: refused")
     elif not isinstance(config, str | int | float | None):
         raise UserError(f"the checkpoint has a {type(config).__name__} among its settings: refused")

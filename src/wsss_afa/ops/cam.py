@@ -45,9 +45,7 @@ class MultiScaleCAM(nn.Module):
     def __init__(self, scales: Sequence[float] = (1.0, 0.5, 1.5), mirror: bool = True):
         super().__init__()
         if not scales or min(scales) <= 0:
-            raise UserError(
-                f"scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5, 1.5]"
-            )
+            raise UserError(f"scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5]")
         self.scales = tuple(scales)
         self.mirror = mirror
 

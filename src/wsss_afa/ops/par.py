@@ -42,12 +42,9 @@ class PixelAdaptiveRefinement(nn.Module):
     position_kernel: Tensor
 
     def __init__(
-        self,
-        num_iter: int = 10,
-        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-        color_width: float = 0.3,
-        position_weight: float = 0.01,
-    ):
+        self, num_iter: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+        color_width: float = 0.3, position_weight: float = 0.01,
+    ):  # fmt: skip
         super().__init__()
         if not dilations or min(dilations) < 1:
             raise UserError(f"dilations={list(dilations)}: need one or more distances of at least 1 pixel")

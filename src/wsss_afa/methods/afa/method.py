@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from wsss_afa.errors import UserError
 from wsss_afa.losses.affinity import AffinityLoss
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
@@ -67,6 +68,8 @@ class AFA(Method):
     ):  # fmt: skip
         net = AFANet(backbone, num_classes, decoder_dim, pool_top_k, affinity_gain)
         super().__init__(net, num_classes, phases, weights)
+        if [each.name for each in self.phases] != ["classification", "segmentation", "propagation"]:
+            raise UserError(f"method.phases={phases}: need classification ≤ segmentation ≤ propagation")
         self.cam, self.one_scale_cam = cam, MultiScaleCAM(scales=(1.0,), mirror=False)
         self.labeler = PseudoLabeler(
             cam, refine, propagate, labels, low, high, eval_threshold, affinity_radius,

@@ -247,12 +247,9 @@ VARIANTS: Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]] = {
 
 
 def mix_transformer(
-    variant: str,
-    pretrained: str | None = None,
-    strides: Sequence[int] = (4, 2, 2, 1),
-    drop_path_rate: float = 0.1,
-    activation_checkpointing: bool = False,
-) -> MixTransformer:
+    variant: str, pretrained: str | None = None, strides: Sequence[int] = (4, 2, 2, 1),
+    drop_path_rate: float = 0.1, activation_checkpointing: bool = False,
+) -> MixTransformer:  # fmt: skip
     """Build an encoder, on the CPU and in training mode, with published weights if wanted.
 
     The other settings are those of `MixTransformer`.

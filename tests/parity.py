@@ -91,7 +91,7 @@ def build(meta: dict[str, Any], state: dict[str, Tensor]) -> AFA:
         classification=ClassificationLoss(),
         affinity=AffinityLoss(),
         dense_energy=DenseEnergyLoss(),
-        phases={"propagation": 0},
+        phases={"classification": 0, "segmentation": 0, "propagation": 0},
         weights={"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
         decoder_dim=meta["decoder_dim"],
         low=meta["low_thre"],

@@ -38,7 +38,7 @@ def to_tokens(image: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, n, c) → (B, c, *s): a view, channels last in memory."""
-    return tokens.view(len(tokens), *size, -1).permute(0, 3, 1, 2)  # fit for convolutions for B = 1, too
+    return tokens.view(tokens.shape[0], *size, -1).permute(0, 3, 1, 2)  # fit for convolutions for B = 1, too
 
 
 def attention_logits(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:

@@ -226,7 +226,7 @@ class TimmViT(nn.Module):
         grid = (patches.shape[1], patches.shape[2])  # of (B, h, w, D)
         places = self.pos_embed[:, self._num_leading_positions() :]
         patches = patches.flatten(1, 2) + resize_positions(places, self.grid, grid, self.positions)
-        leading = [token.expand(len(image), -1, -1) for token in self._leading()]
+        leading = [token.expand(image.shape[0], -1, -1) for token in self._leading()]
         if self._num_leading_positions():
             leading = [torch.cat(leading, dim=1) + self.pos_embed[:, : self._num_leading_positions()]]
         tokens: Tensor = self.norm_pre(torch.cat([*leading, patches], dim=1))

@@ -274,6 +274,13 @@ def test_a_dead_loader_is_explained(whole, tmp_path):
     assert re.search(r"DataLoader worker .*fewer than data\.num_workers=1.*goes on", line)
 
 
+def wrapped(cause):
+    """As where the signal of a dead helper arrives inside a ``try`` of somebody else's."""
+    error = TypeError("unsupported callable")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -284,6 +291,8 @@ def test_a_dead_loader_is_explained(whole, tmp_path):
         ),
         (OSError(errno.ENOSPC, "No space left on device"), r"the disk is full .*goes on"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), r"num_workers=6"),
+        (wrapped(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")), r"num_workers=6"),
+        (RuntimeError("Caught ValueError in DataLoader worker process 0."), None),
         (RuntimeError("shapes do not fit"), None),
         (OSError(errno.ENOENT, "No such file"), None),
     ],

@@ -213,7 +213,7 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk is full ({error}): make room; {RESUME_HINT}"
-    if isinstance(error, RuntimeError) and (match := re.search(r"DataLoader worker.*", text)):
+    if match := re.search(r"DataLoader worker \(pid.*", f"{text}\n{error.__cause__}"):  # a signal raises it
         what = f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory"
         hint = f"try fewer than data.num_workers={workers}, or 0 to see an error of its own"
         return f"{what}: {hint}; {RESUME_HINT}"

@@ -44,13 +44,13 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
     return data.make_set(split)
 
 
-def describe(cfg: DictConfig, source: LabelSource) -> dict[str, Any]:
+def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
     """What labels depend on, in plain containers."""
     data = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
     segments, crf = cfg.source == SEGMENTATION, source.protocol.crf
     return {
         "source": cfg.source,
-        "background": None if segments else source.backgrounds(cfg.background),
+        "background": None if segments else scores,
         "protocol": source.protocol.extra_repr() if segments else None,
         "crf": None if crf is None else crf.extra_repr(),
         "checkpoint_sha256": weights_sha256(cfg.ckpt),
@@ -69,28 +69,33 @@ def pass_over(images: WholeImages, module: L.LightningModule, cfg: DictConfig) -
     return trainer
 
 
-def write(cfg: DictConfig, source: LabelSource, images: WholeImages, of: dict[str, Any]) -> float:
+def write(
+    cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
+) -> float:
     """Write what labels the folder lacks; return how many it has then."""
     if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
         raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
-    folder, coco, scores = LabelFolder(cfg.out, of), "coco" in cfg.format, source.backgrounds(cfg.background)
+    folder, coco = LabelFolder(cfg.out, of), "coco" in cfg.format
     before = len(folder.names())
     trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
         print(f"labels    {folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
-        print(*[f"labels    {folder.root / COCO_FILE}\n"] * coco, end="")
+        if coco:
+            print(f"labels    {folder.root / COCO_FILE}")
     return float(count)
 
 
-def sweep(cfg: DictConfig, source: LabelSource, images: WholeImages, of: dict[str, Any]) -> float:
+def sweep(
+    cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
+) -> float:
     """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
     if cfg.source == SEGMENTATION:
         what = "sweep_thresholds=true: source=seg has no background score to vary"
         raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
-    module = ThresholdSweep(source, cfg.thresholds, source.backgrounds(cfg.background), of["class_names"])
+    module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])
     trainer = pass_over(images, module, cfg)
     if trainer.is_global_zero:
         write_sweep(Path(HydraConfig.get().runtime.output_dir), module.results, of, Console())
@@ -111,9 +116,9 @@ def main(cfg: DictConfig) -> float:
     crf = cfg.dense_crf if cfg.crf else None
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
     source = LabelSource(method, cfg.source, protocol)
-    source.backgrounds(cfg.background)
+    scores = source.backgrounds(cfg.background)
     run = sweep if cfg.sweep_thresholds else write
-    return run(cfg, source, images, describe(cfg, source))
+    return run(cfg, source, scores, images, describe(cfg, source, scores))
 
 
 if __name__ == "__main__":

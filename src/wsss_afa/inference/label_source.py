@@ -41,13 +41,12 @@ class LabelSource(nn.Module):
 
         A UserError says that they are not in [0, 1], not ascending, or that the source has none.
         """
-        if self.source == SEGMENTATION and value is not None:
-            raise UserError(f"background={value}: source=seg has no background score; leave it out")
-        if value is None and (self.source == SEGMENTATION or self.method.backgrounds):
-            return [0.0] if self.source == SEGMENTATION else list(self.method.backgrounds)  # 0: any will do
-        scores = [
-            float("nan" if x is None else x) for x in (value if isinstance(value, Sequence) else [value])
-        ]
+        if self.source == SEGMENTATION:
+            if value is not None:
+                raise UserError(f"background={value}: source=seg has no background score; leave it out")
+            return [0.0]  # its one label does not depend on the score
+        given = self.method.backgrounds if value is None else value
+        scores = [float(each) for each in (given if isinstance(given, Sequence) else [given])]
         if len(scores) not in (1, 2) or not 0 <= scores[0] <= scores[-1] <= 1:
             raise UserError(f"background={value}: need a number in [0, 1], or [low, high] with low ≤ high")
         return scores

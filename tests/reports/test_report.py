@@ -367,3 +367,11 @@ def test_two_processes_score_and_report_what_one_does(run_folder, tmp_path, monk
     assert "2 processes" in two
     for name in ("confusion_seg.csv", "confusion_cam.csv", "confusion_affinity.csv"):
         assert (tmp_path / "1" / name).read_text() == (tmp_path / "2" / name).read_text()
+
+
+def test_any_number_of_scored_labels_has_colours():
+    """A method may score more labels than there are colours; the last one keeps the darkest."""
+    matrix = next(iter(make_evaluation(["cat"]).confusion.values()))
+    titles = ["a", "b", "c", "d", "segmentation"]
+    page = render(make_evaluation(["cat"], confusion=dict.fromkeys(titles, matrix), pictures={}))
+    assert "#16304f" in page

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ def render(evaluation: Evaluation) -> str:
     environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")  # narrow space
     names = ["background", *evaluation.class_names]
     titles, matrices = list(evaluation.confusion), list(evaluation.confusion.values())
-    colours = dict(zip(titles, _COLOURS[-len(titles) :], strict=False))
+    colours = dict(zip(reversed(titles), itertools.cycle(reversed(_COLOURS)), strict=False))
     precision = [value for value in evaluation.average_precision if not math.isnan(value)]
     history, svg = evaluation.history, "image/svg+xml"
     content = {

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from wsss_afa.callbacks.checkpoints import at_step_boundary, save_step
 from wsss_afa.errors import UserError
 
-EXIT_STOPPED, EXIT_INTERRUPTED = os.EX_TEMPFAIL, 130
+EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130  # EX_TEMPFAIL of sysexits.h, which not every system names
 """Exit codes after SIGTERM or SIGUSR1 (stopped on request, to be started again), and after Ctrl-C."""
 RESUME_HINT = "the same command with hydra.run.dir=… of this run then goes on from its newest checkpoint"
 """Ends the line of a fault that a run survives."""

@@ -18,11 +18,13 @@ _MOVED = {
     "wsss_afa.models.segmentation_net.SegmentationNet": "wsss_afa.methods.supervised.Supervised",
 }
 _SUPERVISED = {"phases": {"segmentation": 0}, "weights": {"seg": 1.0}}
-_LOSSES = {
+AFA_LOSSES: dict[str, Any] = {
+    "weights": {"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
     "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
     "affinity": {"_target_": "wsss_afa.losses.affinity.AffinityLoss"},
     "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
 }
+"""AFA's settings of losses, for files that have none: these, and those that its authors released."""
 
 
 def is_first_form(recipe: Any) -> bool:
@@ -31,7 +33,7 @@ def is_first_form(recipe: Any) -> bool:
 
 
 def renew(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in today's form, losses aside, of which a trained network needs none.
+    """The same in today's form; losses, which a trained network does not need, are the default ones.
 
     Targets that the form never had are left as they are, so that whoever builds the recipe refuses them.
     """
@@ -52,6 +54,5 @@ def _afa(labels: dict[str, Any]) -> dict[str, Any]:
         "segmentation": labels.pop("start_step", 2000) + 1,
         "propagation": labels.pop("propagation_step", 6000) + 1,
     }
-    weights = {"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0}
     stage = labels.pop("stage", "afa")
-    return labels | _LOSSES | {"labels": stage, "phases": phases, "weights": weights}
+    return labels | AFA_LOSSES | {"labels": stage, "phases": phases}

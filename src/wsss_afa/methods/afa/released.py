@@ -14,6 +14,7 @@ from torch import Tensor
 from wsss_afa.data.coco import COCO_CLASSES
 from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.errors import UserError
+from wsss_afa.methods.first_form import AFA_LOSSES
 from wsss_afa.models.backbones.mix_transformer import VARIANTS
 from wsss_afa.models.weights import Rules, apply_rules, count_from_zero, rename_mit, some_keys
 
@@ -91,11 +92,8 @@ def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"},
             "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement", "num_iter": num_iter},
             "propagate": {"_target_": "wsss_afa.ops.random_walk.RandomWalkPropagation"},
-            "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
-            "affinity": {"_target_": "wsss_afa.losses.affinity.AffinityLoss"},
-            "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
             "phases": {"classification": 0, "segmentation": segmentation, "propagation": propagation},
-            "weights": {"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
+            **AFA_LOSSES,
             "decoder_dim": len(state["decoder.fuse.weight"]),
             "affinity_from_propagated": coco,
         },

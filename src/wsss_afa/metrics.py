@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "c
 _SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
 
 
-def titles(sources: Iterable[str]) -> dict[str, str]:
+def titles(sources: Collection[str]) -> dict[str, str]:
     """Titles of what is scored, in the order of tables; sources that only their method knows come first."""
     known = {source: title for source, title in COLUMNS.items() if source in sources}
     return {source: source for source in sources if source not in known} | known

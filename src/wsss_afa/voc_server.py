@@ -27,11 +27,7 @@ ARCHIVE = "results.tgz"
 
 
 def open_predictor(cfg: DictConfig) -> Predictor:
-    """The predictor that the configuration describes.
-
-    Raises:
-        UserError: There is no checkpoint, or it knows other classes than VOC's.
-    """
+    """The predictor of the configuration; UserError without a checkpoint that knows VOC's classes alone."""
     if cfg.ckpt is None:
         raise UserError("ckpt is not set: give a checkpoint, as in ckpt=FILE, or check=PATH")
     method = load(cfg.ckpt, cfg.trust)
@@ -45,11 +41,7 @@ def open_predictor(cfg: DictConfig) -> Predictor:
 
 
 def predict_all(cfg: DictConfig, images: VOC, inside: PurePosixPath, console: Console) -> Path:
-    """Write a result for every image and pack them; returns the archive.
-
-    Raises:
-        UserError: The checkpoint does not do, an image cannot be read, or the disk is full.
-    """
+    """Write a result for every image and pack them; return the archive, or raise a UserError."""
     predictor, out = open_predictor(cfg), Path(cfg.out).expanduser()
     hidden = not console.is_terminal
     try:

@@ -147,7 +147,7 @@ class Summary(Callback):
         self._validation += time.monotonic() - self._paused
         if trainer.is_global_zero and not trainer.sanity_checking:
             metrics = {name: 100 * value.item() for name, value in trainer.callback_metrics.items()}
-            sources = titles([name[9:] for name in metrics if name.startswith("val/miou_")])
+            sources = titles([name.removeprefix("val/miou_") for name in metrics if "/miou_" in name])
             scores = [f"{title} {metrics[f'val/miou_{source}']:.1f}" for source, title in sources.items()]
             scores.append(f"mAP {metrics['val/map_cls']:.1f}")
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
@@ -252,5 +252,6 @@ def _say_best(trainer: L.Trainer) -> None:
     if "best" in results and isinstance(checkpoint, ModelCheckpoint):
         name = str(checkpoint.monitor)
         best, last = (f"{results[of][name]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
-        title = "mAP" if name == "val/map_cls" else titles([source := name.removeprefix("val/miou_")])[source]
+        source = name.removeprefix("val/miou_")
+        title = "mAP" if name == "val/map_cls" else titles([source])[source]
         say("best", f"{title} {best}; last {last}")

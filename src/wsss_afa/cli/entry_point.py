@@ -131,7 +131,7 @@ def _construction(error: Exception) -> str | None:
         return None
     key = re.search(r"full_key: (\S+)", str(error))
     name = f"{key[1] + '.' if key else ''}{match[1]}"
-    if any(match[1] in word for word in sys.argv[1:]):
+    if match[1] in {word.partition("=")[0].rpartition(".")[2] for word in sys.argv[1:]}:
         return f"{name} is no setting; --help lists those there are"
     return f"{name} is no setting of what was chosen; an experiment or a sweep sets it: choose its method"
 

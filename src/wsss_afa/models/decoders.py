@@ -1,12 +1,17 @@
-"""The all-MLP segmentation head of SegFormer (Xie et al., NeurIPS 2021, section 3.2)."""
+"""Segmentation heads: the all-MLP one of SegFormer (Xie et al., NeurIPS 2021, section 3.2), and LargeFOV of
+DeepLab (Chen et al., TPAMI 2018) in the form that ToCo (Ru et al., CVPR 2023) gives it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wsss_afa.errors import UserError
 
 
 class MLPDecoder(nn.Module):
@@ -51,6 +56,52 @@ class MLPDecoder(nn.Module):
             fused = fused + F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
         predicted: Tensor = self.predict(self.dropout(torch.relu(self.norm(fused))))
         return predicted
+
+
+class LargeFOV(nn.Module):
+    """Two dilated 3×3 convolutions and a linear layer on the last feature map, without biases.
+
+    Args:
+        channels: of the map.
+        num_outputs: K, background included.
+        dim: width of the head.
+        dilation: of the convolutions, in cells: each looks this far.
+
+    Examples:
+        >>> LargeFOV(channels=8, num_outputs=21)([torch.zeros(2, 8, 16, 16)]).shape
+        torch.Size([2, 21, 16, 16])
+    """
+
+    def __init__(self, channels: int, num_outputs: int, dim: int = 512, dilation: int = 5):
+        super().__init__()
+        wide = partial(nn.Conv2d, kernel_size=3, padding=dilation, dilation=dilation, bias=False)
+        self.near, self.far = wide(channels, dim), wide(dim, dim)
+        self.predict = nn.Conv2d(dim, num_outputs, 1, bias=False)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, num_outputs, h, w) on the grid of the last of the features."""
+        near = torch.relu(self.near(features[-1]))
+        predicted: Tensor = self.predict(torch.relu(self.far(near)))
+        return predicted
+
+
+def make_decoder(kind: str, channels: Sequence[int], num_outputs: int, dim: int) -> MLPDecoder | LargeFOV:
+    """The head of that name: ``mlp`` on all feature maps, ``large_fov`` on the last.
+
+    Args:
+        kind: its name.
+        channels: of the feature maps.
+        num_outputs: K, background included.
+        dim: width of the head.
+
+    Raises:
+        UserError: there is no such head.
+    """
+    if kind == "mlp":
+        return MLPDecoder(channels, num_outputs, dim)
+    if kind == "large_fov":
+        return LargeFOV(channels[-1], num_outputs, dim)
+    raise UserError(f"method.decoder={kind} is not known; need mlp or large_fov")
 
 
 def _project(linear: nn.Module, feature: Tensor) -> Tensor:

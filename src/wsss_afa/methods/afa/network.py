@@ -6,11 +6,11 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
-from wsss_afa.models.decoders import MLPDecoder
+from wsss_afa.methods.afa.classifiers import make_classifier
+from wsss_afa.models.decoders import make_decoder
 from wsss_afa.types import Activation, AffinityTokens, BackboneOutput, FeatureBackbone
 
 
@@ -68,27 +68,28 @@ class AFANet(nn.Module):
         backbone: yields four feature maps and the queries and keys of its last blocks.
         decoder_dim: width of the decoder.
         pool_top_k: positions averaged by the classification pooling. 1 is global max pooling (the paper's
-            table 1 finds it best), None is global average pooling.
+            table 1 finds it best), a number below 1 a share of them, None is global average pooling.
         affinity_gain: multiplies the initial weights of the affinity head.
+        classifier: ``pooled`` classifies pooled features, ``positions`` standardised ones of each position:
+            see `classifiers`.
+        decoder: ``mlp`` or ``large_fov``, see `models.decoders`.
     """
 
     def __init__(
         self,
-        backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256, pool_top_k: int | None = 1,
-        affinity_gain: float = 1.0,
+        backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256, pool_top_k: float | None = 1,
+        affinity_gain: float = 1.0, classifier: str = "pooled", decoder: str = "mlp",
     ):  # fmt: skip
         super().__init__()
         if num_classes < 1:
             raise UserError(f"num_classes={num_classes}: at least one foreground class is needed")
-        if pool_top_k is not None and pool_top_k < 1:
-            raise UserError(f"pool_top_k={pool_top_k}: use 1 (max pooling), more, or null (average pooling)")
         if backbone.num_affinity_maps < 1:
             kind = type(backbone).__name__
             raise UserError(f"{kind} hands on no queries and keys to learn affinity from: use backbone=mit")
-        self.num_classes, self.pool_top_k, self.backbone = num_classes, pool_top_k, backbone
-        self.classifier = nn.Conv2d(backbone.channels[-1], num_classes, 1, bias=False)
+        self.num_classes, self.backbone = num_classes, backbone
+        self.classifier = make_classifier(classifier, backbone.channels[-1], num_classes, pool_top_k)
         self.affinity_head = AffinityHead(backbone.num_affinity_maps, affinity_gain)
-        self.decoder = MLPDecoder(backbone.channels, num_classes + 1, decoder_dim)
+        self.decoder = make_decoder(decoder, backbone.channels, num_classes + 1, decoder_dim)
 
     def forward(self, image: Tensor) -> AFAOutput:
         """Everything that training needs, from a normalised image (B, 3, H, W)."""
@@ -121,12 +122,9 @@ class AFANet(nn.Module):
         last = encoded.features[-1].detach()
         queries, keys = ([each.detach() for each in kind] for kind in (encoded.queries, encoded.keys))
         tokens = AffinityTokens(queries, keys, grid=(last.shape[-2], last.shape[-1]))
-        return Activation(cam=F.conv2d(last, self.classifier.weight.detach()), tokens=tokens)
+        return Activation(cam=self.classifier.activate(last), tokens=tokens)
 
     def class_logits(self, last: Tensor) -> Tensor:
         """Class logits (B, C) of the last feature map (B, D, h, w)."""
-        positions = last.flatten(2)  # (B, D, N)
-        top_k = min(self.pool_top_k or positions.shape[-1], positions.shape[-1])
-        pooled = positions.amax(-1) if top_k == 1 else positions.topk(top_k, dim=-1).values.mean(-1)
-        logits: Tensor = self.classifier(pooled[:, :, None, None]).flatten(1)
+        logits: Tensor = self.classifier(last)
         return logits

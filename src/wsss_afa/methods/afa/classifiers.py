@@ -1,0 +1,111 @@
+"""Two heads that tell from a feature map (B, D, h, w) which classes an image has, and where they fire."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_afa.errors import UserError
+
+
+class PooledClassifier(nn.Conv2d):
+    """Pool each channel over the image, then classify: AFA's head.
+
+    Args:
+        channels: D.
+        num_classes: C.
+        top_k: positions that are averaged, see `pool`.
+    """
+
+    def __init__(self, channels: int, num_classes: int, top_k: float | None = 1):
+        super().__init__(channels, num_classes, 1, bias=False)
+        self.top_k = top_k
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Class logits (B, C)."""
+        pooled = pool(feature, self.top_k)[:, :, None, None]
+        return F.conv2d(pooled, self.weight).flatten(1)
+
+    def activate(self, feature: Tensor) -> Tensor:
+        """Raw class activation map (B, C, h, w), without gradient for the weights."""
+        return F.conv2d(feature, self.weight.detach())
+
+
+class PositionClassifier(nn.Conv2d):
+    """Standardise each channel, classify every position, and pool the logits: for an encoder that is frozen.
+
+    A channel of frozen features has a mean that says nothing of classes, and only this head can remove it. The
+    bias begins as if every image had one class, and stays out of the activation map.
+
+    Args:
+        channels: D.
+        num_classes: C.
+        top_k: positions that are averaged, see `pool`.
+    """
+
+    def __init__(self, channels: int, num_classes: int, top_k: float | None = 1):
+        super().__init__(channels, num_classes, 1)
+        self.top_k = top_k
+        self.standardize = nn.BatchNorm2d(channels, affine=False)
+        assert self.bias is not None
+        nn.init.constant_(self.bias, -math.log(num_classes))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Class logits (B, C)."""
+        logits = F.conv2d(self.standardize(feature), self.weight, self.bias)
+        return pool(logits, self.top_k)
+
+    def activate(self, feature: Tensor) -> Tensor:
+        """Raw class activation map (B, C, h, w), without gradient for the weights, by running statistics."""
+        norm = self.standardize
+        standardized = F.batch_norm(feature, norm.running_mean, norm.running_var, eps=norm.eps)
+        return F.conv2d(standardized, self.weight.detach())
+
+
+def pool(maps: Tensor, top_k: float | None) -> Tensor:
+    """Mean of the largest values of each map (B, C, h, w) → (B, C).
+
+    Args:
+        maps: any.
+        top_k: how many; a number below 1 is a share of all positions, and None is all of them.
+
+    Examples:
+        >>> import torch
+        >>> pool(torch.tensor([[[[0.0, 4.0], [1.0, 3.0]]]]), top_k=0.5)
+        tensor([[3.5000]])
+    """
+    positions = maps.flatten(2)
+    count = positions.shape[-1]
+    if top_k is not None and top_k < 1:
+        top_k = max(1, round(top_k * count))
+    top_k = min(int(top_k or count), count)
+    return positions.amax(-1) if top_k == 1 else positions.topk(top_k, dim=-1).values.mean(-1)
+
+
+CLASSIFIERS = {"pooled": PooledClassifier, "positions": PositionClassifier}
+"""Heads by the name that a configuration gives them."""
+
+
+def make_classifier(
+    kind: str, channels: int, num_classes: int, top_k: float | None
+) -> PooledClassifier | PositionClassifier:
+    """The head of that name.
+
+    Args:
+        kind: a key of `CLASSIFIERS`.
+        channels: D.
+        num_classes: C.
+        top_k: see `pool`.
+
+    Raises:
+        UserError: there is no such head, or the number of positions is none.
+    """
+    if kind not in CLASSIFIERS:
+        raise UserError(f"method.classifier={kind} is not known; need one of {', '.join(CLASSIFIERS)}")
+    if top_k is not None and not (0 < top_k < 1 or (top_k >= 1 and top_k == int(top_k))):
+        raise UserError(
+            f"pool_top_k={top_k}: use 1 (max pooling), more, a share below 1, or null (average pooling)"
+        )
+    return CLASSIFIERS[kind](channels, num_classes, top_k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,8 +37,8 @@ class PooledClassifier(nn.Conv2d):
 class PositionClassifier(nn.Conv2d):
     """Standardise each channel, classify every position, and pool the logits: for an encoder that is frozen.
 
-    A channel of frozen features has a mean that says nothing of classes, and only this head can remove it. The
-    bias begins as if every image had one class, and stays out of the activation map.
+    A channel of frozen features has a mean that says nothing of classes, and only this head can remove it.
+    The bias begins as if every image had one class, and stays out of the activation map.
 
     Args:
         channels: D.
@@ -72,19 +73,24 @@ def pool(maps: Tensor, top_k: float | None) -> Tensor:
         top_k: how many; a number below 1 is a share of all positions, and None is all of them.
 
     Examples:
-        >>> import torch
         >>> pool(torch.tensor([[[[0.0, 4.0], [1.0, 3.0]]]]), top_k=0.5)
         tensor([[3.5000]])
     """
     positions = maps.flatten(2)
-    count = positions.shape[-1]
-    if top_k is not None and top_k < 1:
-        top_k = max(1, round(top_k * count))
-    top_k = min(int(top_k or count), count)
-    return positions.amax(-1) if top_k == 1 else positions.topk(top_k, dim=-1).values.mean(-1)
+    if top_k is None:
+        return positions.mean(-1)
+    if top_k == 1:
+        return positions.amax(-1)
+    count = positions.shape[-1]  # any, in an exported graph
+    share = torch.sym_max(1, torch.sym_int(top_k * count))  # type: ignore[no-untyped-call]
+    best = share if top_k < 1 else torch.sym_min(int(top_k), count)  # type: ignore[no-untyped-call]
+    return positions.topk(best, dim=-1).values.mean(-1)
 
 
-CLASSIFIERS = {"pooled": PooledClassifier, "positions": PositionClassifier}
+CLASSIFIERS: dict[str, type[PooledClassifier] | type[PositionClassifier]] = {
+    "pooled": PooledClassifier,
+    "positions": PositionClassifier,
+}
 """Heads by the name that a configuration gives them."""
 
 

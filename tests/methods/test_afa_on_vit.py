@@ -136,6 +136,21 @@ def test_position_classifier_shows_what_it_adds_up():
     close(head.activate(feature).mean((-2, -1)) + head.bias, head(feature))
 
 
+@pytest.mark.parametrize("kind", [PooledClassifier, PositionClassifier])
+def test_dropout_of_a_classifier_is_for_training_alone(kind):
+    torch.manual_seed(0)
+    head, feature = kind(64, 3, 1, dropout=0.5), torch.randn(2, 64, 4, 5)
+    assert not head(feature).equal(head(feature))
+    close(head.activate(feature), head.activate(feature), rtol=0, atol=0)
+    close(head.eval()(feature), head(feature), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_a_wrong_share_of_dropout_is_named(dropout):
+    with pytest.raises(UserError, match="classifier_dropout"):
+        make_classifier("pooled", 6, 3, 1, dropout)
+
+
 @pytest.mark.parametrize(
     ("top_k", "expected"), [(1, 4.0), (2, 3.5), (0.5, 3.5), (0.01, 4.0), (None, 2.0), (9, 2.0)]
 )

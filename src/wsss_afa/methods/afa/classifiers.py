@@ -18,15 +18,16 @@ class PooledClassifier(nn.Conv2d):
         channels: D.
         num_classes: C.
         top_k: positions that are averaged, see `pool`.
+        dropout: share of the pooled features dropped in training.
     """
 
-    def __init__(self, channels: int, num_classes: int, top_k: float | None = 1):
+    def __init__(self, channels: int, num_classes: int, top_k: float | None = 1, dropout: float = 0.0):
         super().__init__(channels, num_classes, 1, bias=False)
-        self.top_k = top_k
+        self.top_k, self.dropout = top_k, nn.Dropout(dropout)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Class logits (B, C)."""
-        pooled = pool(feature, self.top_k)[:, :, None, None]
+        pooled = self.dropout(pool(feature, self.top_k))[:, :, None, None]
         return F.conv2d(pooled, self.weight).flatten(1)
 
     def activate(self, feature: Tensor) -> Tensor:
@@ -44,19 +45,22 @@ class PositionClassifier(nn.Conv2d):
         channels: D.
         num_classes: C.
         top_k: positions that are averaged, see `pool`.
+        dropout: share of the standardised features, each position for itself, dropped in training. With few
+            images half of them keeps a class from resting on the few channels that tell it best, and its map
+            from shrinking to its most telling part.
     """
 
-    def __init__(self, channels: int, num_classes: int, top_k: float | None = 1):
+    def __init__(self, channels: int, num_classes: int, top_k: float | None = 1, dropout: float = 0.0):
         super().__init__(channels, num_classes, 1)
-        self.top_k = top_k
+        self.top_k, self.dropout = top_k, nn.Dropout(dropout)
         self.standardize = nn.BatchNorm2d(channels, affine=False)
         assert self.bias is not None
         nn.init.constant_(self.bias, -math.log(num_classes))
 
     def forward(self, feature: Tensor) -> Tensor:
         """Class logits (B, C)."""
-        logits = F.conv2d(self.standardize(feature), self.weight, self.bias)
-        return pool(logits, self.top_k)
+        standardized = self.dropout(self.standardize(feature))
+        return pool(F.conv2d(standardized, self.weight, self.bias), self.top_k)
 
     def activate(self, feature: Tensor) -> Tensor:
         """Raw class activation map (B, C, h, w), without gradient for the weights, by running statistics."""
@@ -95,7 +99,7 @@ CLASSIFIERS: dict[str, type[PooledClassifier] | type[PositionClassifier]] = {
 
 
 def make_classifier(
-    kind: str, channels: int, num_classes: int, top_k: float | None
+    kind: str, channels: int, num_classes: int, top_k: float | None, dropout: float = 0.0
 ) -> PooledClassifier | PositionClassifier:
     """The head of that name.
 
@@ -104,9 +108,10 @@ def make_classifier(
         channels: D.
         num_classes: C.
         top_k: see `pool`.
+        dropout: share of features dropped in training.
 
     Raises:
-        UserError: there is no such head, or the number of positions is none.
+        UserError: there is no such head, the number of positions is none, or the share is not in [0, 1).
     """
     if kind not in CLASSIFIERS:
         raise UserError(f"method.classifier={kind} is not known; need one of {', '.join(CLASSIFIERS)}")
@@ -114,4 +119,6 @@ def make_classifier(
         raise UserError(
             f"pool_top_k={top_k}: use 1 (max pooling), more, a share below 1, or null (average pooling)"
         )
-    return CLASSIFIERS[kind](channels, num_classes, top_k)
+    if not 0 <= dropout < 1:
+        raise UserError(f"method.classifier_dropout={dropout}: need a share in [0, 1), such as 0.5")
+    return CLASSIFIERS[kind](channels, num_classes, top_k, dropout)

@@ -72,13 +72,15 @@ class AFANet(nn.Module):
         affinity_gain: multiplies the initial weights of the affinity head.
         classifier: ``pooled`` classifies pooled features, ``positions`` standardised ones of each position:
             see `classifiers`.
+        classifier_dropout: share of the classifier's features dropped in training.
         decoder: ``mlp`` or ``large_fov``, see `models.decoders`.
     """
 
     def __init__(
         self,
         backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256, pool_top_k: float | None = 1,
-        affinity_gain: float = 1.0, classifier: str = "pooled", decoder: str = "mlp",
+        affinity_gain: float = 1.0, classifier: str = "pooled", classifier_dropout: float = 0.0,
+        decoder: str = "mlp",
     ):  # fmt: skip
         super().__init__()
         if num_classes < 1:
@@ -87,7 +89,9 @@ class AFANet(nn.Module):
             kind = type(backbone).__name__
             raise UserError(f"{kind} hands on no queries and keys to learn affinity from: use backbone=mit")
         self.num_classes, self.backbone = num_classes, backbone
-        self.classifier = make_classifier(classifier, backbone.channels[-1], num_classes, pool_top_k)
+        self.classifier = make_classifier(
+            classifier, backbone.channels[-1], num_classes, pool_top_k, classifier_dropout
+        )
         self.affinity_head = AffinityHead(backbone.num_affinity_maps, affinity_gain)
         self.decoder = make_decoder(decoder, backbone.channels, num_classes + 1, decoder_dim)
 

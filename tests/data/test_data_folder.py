@@ -296,10 +296,10 @@ def test_photos_and_a_csv_train_and_evaluate(tmp_path, monkeypatch, capsys, with
         scores = json.loads((tmp_path / program.__name__ / "metrics.json").read_text())
         return scores.get("last", scores)
 
-    tiny = ["variant=tiny", "pretrained=null", "strides=[4,2,1,1]"]
+    small = "{embed_dim: 24, depth: 9, num_heads: 2}"
     scores = run(
         train, "+experiment=folder", "data.crop_size=64", "data.batch_size=4", "method.decoder_dim=16",
-        *(f"backbone.{setting}" for setting in tiny), "data.balanced=true",
+        "backbone.pretrained=null", f"++backbone.model_args={small}", "data.balanced=true",
         "method.classification.positive_weight=balanced", "method.classification.tag_smoothing=0.1",
         "method.phases.segmentation=2", "method.phases.propagation=3", "trainer.max_steps=3",
         "trainer.devices=1",

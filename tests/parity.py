@@ -1,307 +1,36 @@
-"""Compare the library with values computed by the authors' released program.
+"""Compare the library with values computed by the programs of the methods' authors.
 
     python tests/parity.py FILE.npz [FILE.npz …]
 
-Two forms of file are understood: a training step (``state/*``, ``in/*``, ``out/*``, ``grad_norm/*``,
-``final_norm/*``) and refinement (``0/image``, ``0/mask``, ``0/par_iter10`` …). Prints a row per quantity with
-its largest difference and its tolerance; exits 1 if any is out. Everything is computed by the classes that
-training uses.
+Three forms of file are understood: a training step of the method that ``meta`` names (``state/*``, ``in/*``,
+``out/*``, ``grad_norm/*``, ``final_norm/*`` …; of AFA where it names none), and refinement (``0/image``,
+``0/mask``, ``0/par_iter10`` …). Sizes, classes, thresholds and variants are those of ``meta``. Prints a row
+per quantity with its largest difference and its tolerance; exits 1 if any is out. Everything is computed by
+the classes that training uses.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import re
 import sys
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from wsss_afa.losses.affinity import AffinityLoss
-from wsss_afa.losses.classification import ClassificationLoss
-from wsss_afa.losses.dense_energy import DenseEnergyLoss
-from wsss_afa.losses.segmentation import balanced_cross_entropy
-from wsss_afa.methods.afa.method import AFA
-from wsss_afa.methods.afa.network import AFANet
-from wsss_afa.methods.afa.released import rename_afa
-from wsss_afa.methods.optim import AdamWPoly
-from wsss_afa.models.backbones.mix_transformer import MixTransformer, attention_logits
-from wsss_afa.ops.affinity import radius_mask
-from wsss_afa.ops.cam import MultiScaleCAM
-from wsss_afa.ops.images import to_rgb
-from wsss_afa.ops.labels import cam_label, ignore_outside, own_classes
-from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.ops.random_walk import RandomWalkPropagation
-from wsss_afa.types import AffinityTokens, Batch
+sys.path.append(str(Path(__file__).parent / "support"))
+import parity_afa
+import parity_toco
+from parity_rows import Row, settings
 
-REAL, LOSS, TRAINED, LABELS = 1e-5, 1e-4, 1e-4, 1e-3
-
-
-class Row(NamedTuple):
-    """One compared quantity; ``difference`` is relative to its scale, or a share of pixels."""
-
-    name: str
-    difference: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        return self.difference <= self.tolerance
-
-
-def real(name: str, ours: Tensor, theirs: np.ndarray, tolerance: float = REAL) -> Row:
-    """Largest difference relative to the largest magnitude of the quantity."""
-    expected = torch.from_numpy(np.asarray(theirs)).double()
-    assert ours.shape == expected.shape, f"{name}: {tuple(ours.shape)} against {tuple(expected.shape)}"
-    difference = (ours.detach().double() - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
-    return Row(name, difference.item(), tolerance)
-
-
-def labels(name: str, ours: Tensor, theirs: np.ndarray) -> Row:
-    """Share of pixels that differ."""
-    expected = torch.from_numpy(theirs).long()
-    assert ours.shape == expected.shape, f"{name}: {tuple(ours.shape)} against {tuple(expected.shape)}"
-    return Row(name, (ours.long() != expected).double().mean().item(), LABELS)
-
-
-def build(meta: dict[str, Any], state: dict[str, Tensor]) -> AFA:
-    """The method with the file's weights and settings, propagating from the first step on."""
-    backbone = MixTransformer(
-        embed_dims=meta["embed_dims"],
-        depths=meta["depths"],
-        num_heads=meta["num_heads"],
-        sr_ratios=meta["sr_ratios"],
-        mlp_ratio=meta["mlp_ratio"],
-        strides=meta["strides"],
-        drop_path_rate=0.0,
-    )
-    method = AFA(
-        backbone,
-        num_classes=meta["num_classes"] - 1,
-        cam=MultiScaleCAM(meta["scales"]),
-        refine=PixelAdaptiveRefinement(meta["par_iter"], meta["dilations"]),
-        propagate=RandomWalkPropagation(meta["radius"]),
-        classification=ClassificationLoss(),
-        affinity=AffinityLoss(),
-        dense_energy=DenseEnergyLoss(),
-        phases={"classification": 0, "segmentation": 0, "propagation": 0},
-        weights={"cls": 1.0, "seg": 0.1, "aff": 0.1, "reg": 0.0},
-        decoder_dim=meta["decoder_dim"],
-        low=meta["low_thre"],
-        high=meta["high_thre"],
-        eval_threshold=meta["bkg_score"],
-        affinity_radius=meta["radius"],
-        affinity_from_propagated=meta.get("coco", False),
-    )
-    method.net.load_state_dict(rename_afa(state))
-    method.net.decoder.dropout.p = 0.0
-    return method
-
-
-def spread(maps: Tensor, ids: Tensor, present: Tensor, num_outputs: int) -> Tensor:
-    """Maps of own classes (B, G, h, w) back at their class ids (B, K, h, w), 0 elsewhere."""
-    index = ids[:, :, None, None].expand_as(maps)
-    full = maps.new_zeros(len(maps), num_outputs, *maps.shape[-2:])
-    return full.scatter_add_(1, index, maps * present[:, :, None, None])
-
-
-def compare_step(file: dict[str, np.ndarray]) -> Iterator[Row]:
-    """Rows of a training-step file."""
-    meta = json.loads(str(file["meta"]))
-    state = {k[len("state/") :]: torch.from_numpy(v) for k, v in file.items() if k.startswith("state/")}
-    method = build(meta, state)
-    batch: Batch = {
-        "image": torch.from_numpy(file["in/image"]),
-        "class_label": torch.from_numpy(file["in/class_labels"]),
-        "valid_box": torch.from_numpy(file["in/image_box"]).long(),
-        "name": [],
-    }
-    out = {k[len("out/") :]: v for k, v in file.items() if k.startswith("out/")}
-    seen: set[str] = set()
-    for row in chain(
-        _evaluation_mode(method.net, batch, out),
-        _training_mode(method, batch, out, meta),
-        _step(method, batch, file),
-    ):
-        seen.add(row.name)
-        yield row
-    missing = {k for k in file if k.startswith(("out/", "grad_norm/", "final_norm/"))} - seen
-    assert not missing, f"not compared: {sorted(missing)}"
-
-
-def _evaluation_mode(net: AFANet, batch: Batch, out: dict[str, np.ndarray]) -> Iterator[Row]:
-    net.eval()
-    with torch.no_grad():
-        encoded, result = net.backbone(batch["image"]), net(batch["image"])
-    ours = {f"feature{i + 1}": feature for i, feature in enumerate(encoded.features)} | {
-        "attention_logits": attention_logits(encoded.queries, encoded.keys),
-        "class_logits": result.class_logits,
-        "seg_logits": result.seg_logits,
-        "affinity": result.affinity,
-        "cam_raw": result.activation.cam,
-    }
-    yield from (real(f"out/{name}", ours[name], out[name]) for name in ours if name in out)
-
-
-def _training_mode(
-    method: AFA, batch: Batch, out: dict[str, np.ndarray], meta: dict[str, Any]
-) -> Iterator[Row]:
-    net, labeler, refined = method.net, method.labeler, method.labeler.refined
-    image, tags, box = batch["image"], batch["class_label"], batch["valid_box"]
-    net.train()
-    with torch.no_grad():
-        result = copy.deepcopy(net)(image)
-        activation = labeler.cam(net, image, result.activation)
-        affinity = net.affinity_head(activation.tokens)
-        mirrored = net.affinity_head(_mirrored_tokens(net, image, max(meta["scales"])))
-        classes = own_classes(tags)
-        rgb = to_rgb(image, method.mean, method.std)
-        propagated = labeler.propagated_maps(activation, affinity, classes)
-        refined_affinity_cam = refined.maps_in_box(rgb, propagated, box)
-        par_label = refined(rgb, activation.cam, classes, box)
-        made = labeler(net, batch, result, propagating=True)
-    grid, large = result.activation.tokens.grid, activation.tokens.grid
-    assert made.segmentation is not None
-    assert made.affinity is not None
-    reals = {
-        "train_class_logits": result.class_logits,
-        "train_seg_logits": result.seg_logits,
-        "cam": activation.cam,
-        "affinity_large": torch.cat([affinity, mirrored]),
-    }
-    for name, maps in (("propagated", propagated), ("refined_affinity_cam", refined_affinity_cam)):
-        for level, values in zip(("low", "high"), maps, strict=True):
-            reals[f"{name}_{level}"] = spread(values, *classes, meta["num_classes"])
-    label_maps = {
-        "cam_label": ignore_outside(cam_label(activation.cam, tags, *refined.backgrounds), box),
-        "pseudo_label_par": par_label,
-        "pseudo_label_affinity": made.segmentation,
-        "radius_mask": radius_mask(*grid, meta["radius"]),
-        "radius_mask_large": radius_mask(*large, meta["radius"]),
-        "affinity_label": made.affinity,
-    }
-    yield from (real(f"out/{name}", value, out[name]) for name, value in reals.items() if name in out)
-    yield from (labels(f"out/{name}", value, out[name]) for name, value in label_maps.items() if name in out)
-
-
-def _mirrored_tokens(net: AFANet, image: Tensor, scale: float) -> AffinityTokens:
-    size = [int(scale * side) for side in image.shape[-2:]]
-    scaled = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-    return net.activate(scaled.flip(-1)).tokens
-
-
-def _step(method: AFA, batch: Batch, file: dict[str, np.ndarray]) -> Iterator[Row]:
-    """Losses and gradients of the first step, then as many optimiser steps as the file has."""
-    meta = json.loads(str(file["meta"]))
-    recipe = AdamWPoly(max_steps=meta["max_iter"], lr=meta["lr"], warmup_steps=meta["warmup"])
-    optimizer, scheduler = recipe(method.parameter_kinds())
-    expected = file.get("out/trajectory")
-    trajectory: list[list[float]] = []
-    for step in range(1 if expected is None else len(expected)):
-        values, total = _losses(method, batch)
-        optimizer.zero_grad()
-        total.backward()
-        if step == 0:
-            if "out/losses" in file:
-                yield Row("out/losses", _relative(values, file["out/losses"]), LOSS)
-            yield from _gradient_norms(method.net, file)
-        trajectory.append([*values, optimizer.param_groups[0]["lr"]])
-        optimizer.step()
-        scheduler.step()
-    if expected is not None:
-        yield Row("out/trajectory", _relative(trajectory, expected), TRAINED)
-        moved = {id(p): sum(recipe.schedule(t) for t in range(len(expected))) * group["initial_lr"]
-                 for group in optimizer.param_groups for p in group["params"]}  # fmt: skip
-        yield from _final_norms(method.net, file, moved)
-
-
-def _relative(ours: object, theirs: np.ndarray) -> float:
-    return float(np.abs(np.array(ours) / theirs - 1).max())
-
-
-def _losses(method: AFA, batch: Batch) -> tuple[list[float], Tensor]:
-    """L_cls, L_seg with the PAR label, L_seg with the propagated label, L_aff, total; and the total."""
-    terms = method.losses(batch, step=0)
-    total = torch.stack([method.weights[name] * term for name, term in terms.items()]).sum()
-    with torch.no_grad():
-        output = method.net(batch["image"])
-        activation = method.cam(method.net, batch["image"], output.activation)
-        classes, rgb = own_classes(batch["class_label"]), to_rgb(batch["image"], method.mean, method.std)
-        label = method.labeler.refined(rgb, activation.cam, classes, batch["valid_box"])
-        with_par = balanced_cross_entropy(output.seg_logits, label)
-    values = [terms["cls"], with_par, terms["seg"], terms["aff"], total]
-    return [value.item() for value in values], total
-
-
-def _gradient_norms(net: AFANet, file: dict[str, np.ndarray]) -> Iterator[Row]:
-    ours = _released_names(file)
-    for name, theirs in _stored(file, "grad_norm").items():
-        gradient = net.get_parameter(ours[name]).grad
-        norm = 0.0 if gradient is None else gradient.double().norm().item()
-        if name in _without_gradient(file):
-            yield Row(f"grad_norm/{name}", norm, _ROUNDING)
-        else:
-            yield Row(f"grad_norm/{name}", abs(norm - theirs) / theirs, LOSS)
-
-
-def _final_norms(net: AFANet, file: dict[str, np.ndarray], moved: dict[int, float]) -> Iterator[Row]:
-    """Norms after training; ``moved`` is the farthest that AdamW can have moved an entry of a parameter."""
-    ours = _released_names(file)
-    for name, theirs in _stored(file, "final_norm").items():
-        parameter = net.get_parameter(ours[name])
-        difference = abs(parameter.double().norm().item() - theirs) / max(theirs, 1e-12)
-        noise = name in _without_gradient(file)
-        reach = 2 * moved[id(parameter)] * parameter.numel() ** 0.5 / theirs if noise else TRAINED
-        yield Row(f"final_norm/{name}", difference, reach)
-
-
-_ROUNDING = 1e-6
-"""Norm below which a gradient is the rounding error of one that is 0 in exact arithmetic. It is for the
-biases before BatchNorm, which takes any constant away. AdamW scales such noise up to whole steps, in the
-released program as in ours, so that these parameters end anywhere within reach of the learning rate."""
-
-
-def _without_gradient(file: dict[str, np.ndarray]) -> set[str]:
-    return {
-        name for name in _stored(file, "grad_norm") if re.fullmatch(r"decoder\.linear_c\d\.proj\.bias", name)
-    }
-
-
-def _stored(file: dict[str, np.ndarray], prefix: str) -> dict[str, float]:
-    return {name[len(prefix) + 1 :]: float(v) for name, v in file.items() if name.startswith(f"{prefix}/")}
-
-
-def _released_names(file: dict[str, np.ndarray]) -> dict[str, str]:
-    """Released name → ours, by sending numbered tensors through the renamer."""
-    released = [name[len("state/") :] for name in file if name.startswith("state/")]
-    numbered = {name: torch.full((1,), float(i)) for i, name in enumerate(released)}
-    return {released[int(value)]: name for name, value in rename_afa(numbered).items()}
-
-
-def compare_refinement(file: dict[str, np.ndarray]) -> Iterator[Row]:
-    """Rows of a refinement file: PAR after so many iterations."""
-    meta = json.loads(str(file["meta"]))
-    for name in sorted(k for k in file if re.fullmatch(r"\d+/par.*_iter\d+", k)):
-        index, settings, num_iter = re.fullmatch(r"(\d+)/(.+)_iter(\d+)", name).groups()
-        par = PixelAdaptiveRefinement(int(num_iter), meta[settings]["dilations"])
-        image = torch.from_numpy(file[f"{index}/image"]).permute(2, 0, 1)[None].float() / 255
-        mask = torch.from_numpy(file[f"{index}/mask"])[None]
-        full = F.interpolate(mask, size=image.shape[-2:], mode="bilinear", align_corners=True)
-        yield real(name, par(image, full)[0], file[name])
+FORMS = {"afa": parity_afa.compare_step, "toco": parity_toco.compare_step}
 
 
 def compare(path: str | Path) -> list[Row]:
-    """All rows of a file of either form."""
+    """All rows of a file of any form."""
     with np.load(path, allow_pickle=False) as archive:
         file = {name: archive[name] for name in archive.files}
-    return list(compare_step(file) if "in/image" in file else compare_refinement(file))
+    if "in/image" not in file:
+        return list(parity_afa.compare_refinement(file))
+    return list(FORMS[settings(file).get("method", "afa")](file))
 
 
 def main(paths: list[str]) -> int:

@@ -16,21 +16,15 @@ from wsss_afa.train import make_recipe
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))
 SMALL = {
-    "MixTransformer": ["backbone.variant=tiny"],
-    "TimmViT": ["++backbone.model_args={embed_dim: 24, depth: 12, num_heads: 2}"],
+    "mix_transformer": ["backbone.variant=tiny"],
+    "TimmViT": ["backbone.name=vit_tiny_patch16_224", "++backbone.model_args={embed_dim: 24, num_heads: 2}"],
 }
+"""Of each kind of backbone."""
 
 
 def compose(*overrides):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         return hydra.compose("train", list(overrides))
-
-
-def small(*overrides):
-    """The same with a small encoder of random weights."""
-    backbone = compose(*overrides).backbone._target_
-    kind = "TimmViT" if backbone.endswith("TimmViT") else "MixTransformer"
-    return compose(*overrides, "backbone.pretrained=null", *SMALL[kind])
 
 
 def leaves(config, prefix=""):
@@ -66,7 +60,9 @@ def test_every_line_of_an_experiment_changes_something(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_method_of_an_experiment_is_built(name):
     """With the losses and the optimiser that it names, and parameters of every group that they train."""
-    cfg = small(f"+experiment={name}")
+    experiment = f"+experiment={name}"
+    kind = compose(experiment).backbone._target_.rpartition(".")[-1]
+    cfg = compose(experiment, "backbone.pretrained=null", *SMALL[kind])
     method = build(make_recipe(cfg, ("a", "b")), trust=None)
     groups = {group["name"] for group in instantiate(cfg.optim)(method.parameter_kinds())[0].param_groups}
     assert groups == {"encoder", "norm", "head", "decoder"}

@@ -52,7 +52,8 @@ class ConfigFile(NamedTuple):
     @property
     def package(self) -> str:
         """What its settings' names begin with on the command line."""
-        return self.group.replace("/", ".") + "." if self.group else ""
+        whole = self.path.read_text(encoding="utf-8").startswith("# @package _global_\n")
+        return self.group.replace("/", ".") + "." if self.group and not whole else ""
 
 
 @cache

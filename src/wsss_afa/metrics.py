@@ -12,7 +12,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 from wsss_afa.types import IGNORE_INDEX, PseudoLabels
 
-COLUMNS = {"cam": "CAM", "affinity": "propagated CAM", "seg": "segmentation", "crf": "after CRF"}
+COLUMNS = {
+    "cam": "CAM", "aux": "auxiliary CAM", "lam": "localization map", "affinity": "propagated CAM",
+    "seg": "segmentation", "crf": "after CRF",
+}  # fmt: skip
 """What is scored, in the order of tables."""
 _SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
 

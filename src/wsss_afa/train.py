@@ -74,7 +74,7 @@ def main(cfg: DictConfig) -> float:
     data.setup("fit")
     method = build(make_recipe(cfg, data.class_names), trust=None)
     method.optim = instantiate(cfg.optim)
-    data.normalize(method.mean, method.std)
+    data.normalize(method.mean, method.std, method.augmentation)
     method.use_tags(torch.from_numpy(data.train_tags))
     use_labels(cfg, data, method)
     if cfg.compile:

@@ -57,6 +57,10 @@ class Batch(TypedDict):
     """Image names, B of them."""
     mask: NotRequired[Tensor]
     """(B, H, W) int64 in [0, C] or 255; in evaluation, and in training on labels that are given."""
+    seed: NotRequired[Tensor]
+    """(B,) int64, in training: what a method draws at random for an image it draws from this seed."""
+    views: NotRequired[dict[str, Tensor]]
+    """Further views of the images by name, (B, 3, H, W) each; in training, for methods that ask for them."""
 
 
 class BackboneOutput(NamedTuple):

@@ -95,7 +95,7 @@ def test_augmented_items_are_batches_in_the_making():
     scenes = SyntheticScenes(4, size=32)
     items = Augmented(scenes, TrainTransform(24))
     item = items[Draw(2, 7)]
-    assert set(item) == {"image", "class_label", "valid_box", "name"}
+    assert set(item) == {"image", "class_label", "valid_box", "name", "seed"}
     assert item["name"] == scenes[2]["name"]
     assert torch.equal(item["image"], TrainTransform(24)(scenes[2]["image"], 7)[0])
     assert not torch.equal(item["image"], items[Draw(2, 8)]["image"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import hydra
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from quiet import QUIET
+from two_processes import run_as_two
 from wsss_afa import evaluate, export, predict, pseudo_labels, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.inference.label_source import SEGMENTATION
@@ -27,23 +29,39 @@ SCENES = [
     "data.train_images=8",
     "data.val_images=3",
 ]
-TINY = [
-    "backbone.variant=tiny",
-    "backbone.pretrained=null",
-    "backbone.strides=[4,2,1,1]",
-    "method.decoder_dim=16",
-]
+TINY = {
+    "mix_transformer": ["backbone.variant=tiny", "backbone.strides=[4,2,1,1]"],
+    "TimmViT": [
+        "backbone.name=vit_tiny_patch16_224",
+        "++backbone.model_args={embed_dim: 24, depth: 3, num_heads: 2}",
+    ],
+}
+"""A small backbone of each kind that methods have."""
+SMALL = {
+    "toco": ["method.projection={hidden: 32, bottleneck: 8, outputs: 24}", "method.crops.side=32"],
+}
+"""Small parts of single methods."""
+TOKENS = sorted(SMALL)
+"""Methods without statistics of a batch and without dropout."""
 PHASE_STEPS = 2
 
 
-def compose(method):
+def compose(*overrides):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        return hydra.compose("train", [f"method={method}", *SCENES, *TINY])
+        return hydra.compose("train", list(overrides))
+
+
+def tiny(method):
+    """Overrides that make a method small, with the backbone that it names itself."""
+    kind = compose(f"method={method}").backbone._target_.rpartition(".")[-1]
+    small = [*TINY[kind], "backbone.pretrained=null", "method.decoder_dim=16"]
+    return [f"method={method}", *SCENES, *small, *SMALL.get(method, [])]
 
 
 def phases(method):
     """Phases of two steps each, in the order of the configuration."""
-    names = sorted((cfg := compose(method)).method.phases, key=lambda name: cfg.method.phases[name])
+    cfg = compose(f"method={method}")
+    names = sorted(cfg.method.phases, key=lambda name: cfg.method.phases[name])
     return {name: PHASE_STEPS * index for index, name in enumerate(names)}
 
 
@@ -76,7 +94,8 @@ def trained(request, tmp_path_factory, program, labels):
     """Name, folder and command of a run through all phases of a method."""
     folder = tmp_path_factory.mktemp(request.param)
     steps = phases(request.param)
-    command = [f"method={request.param}", *SCENES, *TINY, "data.batch_size=2", "trainer.accelerator=cpu"]
+    command = [*tiny(request.param), "data.batch_size=2", "trainer.accelerator=cpu"]
+    command += ["optim.lr=1.0e-3", "optim.warmup_steps=0"]
     command += [f"method.phases.{name}={first}" for name, first in steps.items()]
     total = PHASE_STEPS * len(steps)
     command += [
@@ -89,7 +108,7 @@ def trained(request, tmp_path_factory, program, labels):
         "callbacks.steps.every_n_steps=1",
         f"callbacks.steps.keep={total}",
     ]
-    if build(make_recipe(compose(request.param), ("a", "b", "c")), trust=None).needs_labels:
+    if build(make_recipe(compose(*tiny(request.param)), ("a", "b", "c")), trust=None).needs_labels:
         command.append(f"labels={labels}")
     program(train, *command, f"hydra.run.dir={folder}")
     return request.param, folder, command
@@ -121,6 +140,24 @@ def test_a_killed_run_goes_on_bit_for_bit(trained, program, tmp_path):
     states = [each["optimizer_states"][0]["state"] for each in (ours, theirs)]
     for index, state in states[1].items():
         assert all(torch.equal(states[0][index][key], value) for key, value in state.items())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_the_whole_batch(trained, tmp_path):
+    """Through all phases; of AFA, whose network has statistics of a batch, `test_processes` does it."""
+    name, folder, command = trained
+    if name not in TOKENS:
+        pytest.skip("its network has statistics of a batch")
+    run_as_two(train, tmp_path, *command, f"hydra.run.dir={tmp_path}/run")
+    runs = (tmp_path / "run", folder)
+    two, one = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in runs
+    )
+    first = min((folder / "checkpoints").glob("step_*.ckpt"))
+    start = torch.load(first, weights_only=True)["state_dict"]
+    for key in (key for key in one if not key.endswith("qkv.bias")):  # keys have noise for a gradient
+        moved = (one[key] - start[key]).abs().max()
+        assert (two[key] - one[key]).abs().max() <= max(1e-6, 0.02 * moved), key
 
 
 def test_a_checkpoint_rebuilds_the_method(trained):
@@ -167,13 +204,14 @@ def test_it_makes_labels_from_every_source(trained, program, tmp_path):
         assert {value for label in made for value in np.unique(label)} <= {0, 1, 2, 3, 255}
 
 
-def test_its_file_runs_without_the_library(trained, program, tmp_path):
+def test_its_file_runs_without_the_library(trained, program, tmp_path, monkeypatch):
     """ONNX Runtime gives the probabilities that the method gives."""
     runtime = pytest.importorskip("onnxruntime")
     _, folder, _ = trained
     method = load(folder / "checkpoints" / "last.ckpt").eval()
     part = "all" if "cam" in method.export_heads else "segmentation"
     path = tmp_path / "network.onnx"
+    monkeypatch.setattr("logging.root.manager.disable", logging.WARNING)  # the tracer's take half of the time
     program(export, f"ckpt={folder}/checkpoints/last.ckpt", f"part={part}", f"output={path}")
     rgb = np.random.default_rng(0).integers(0, 255, (2, 3, 72, 88), np.uint8)
     session = runtime.InferenceSession(path)

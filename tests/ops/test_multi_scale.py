@@ -102,7 +102,7 @@ def test_a_setting_out_of_range_says_what_is_needed(setting, text):
         MultiScaleSegmentation(**setting)
 
 
-@pytest.mark.parametrize("name", ["plain", "afa", "toco"])
+@pytest.mark.parametrize("name", ["plain", "afa", "toco_voc", "toco_coco"])
 def test_protocols_compose_and_name_themselves(name):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose("evaluate", [f"protocol={name}", "ckpt=x"])

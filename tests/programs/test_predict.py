@@ -108,7 +108,7 @@ def test_one_tag_needs_no_brackets(checkpoint, photos, tmp_path):
     assert [each["name"] for each in results(tmp_path / "run")["images"][0]["classes"]] == ["red"]
 
 
-@pytest.mark.parametrize("protocol", ["plain", "afa", "toco"])
+@pytest.mark.parametrize("protocol", ["plain", "afa", "toco_coco"])
 def test_every_protocol_composes(protocol, checkpoint):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose("predict", [f"ckpt={checkpoint}", "source=.", f"protocol={protocol}"])

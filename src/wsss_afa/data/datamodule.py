@@ -7,9 +7,10 @@ Batches are drawn by ``DrawSampler``, so the Trainer must not add a sampler of i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -97,9 +98,21 @@ class TaggedDataModule(L.LightningDataModule, ABC):
     def make_set(self, split: str) -> SampleSet:
         """The images of ``train``, without masks, or of ``val``, with masks if they have any."""
 
-    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise by an RGB mean and deviation in 0…255 units; until then ImageNet's are used."""
-        self._train_transform = TrainTransform(self.crop_size, self.scale, self.flip, mean, std)
+    def normalize(
+        self, mean: Sequence[float], std: Sequence[float], augmentation: Mapping[str, Any] | None = None
+    ) -> None:
+        """Normalise by an RGB mean and deviation in 0…255 units; until then ImageNet's are used.
+
+        ``augmentation`` is what a method adds to that of training images: ``padding`` and ``views``, see
+        `TrainTransform`. A UserError says that it has a setting that is none.
+        """
+        more, base = augmentation or {}, (self.crop_size, self.scale, self.flip, mean, std)
+        try:
+            self._train_transform = TrainTransform(*base, **more)
+        except TypeError as error:
+            raise UserError(
+                f"method.augmentation={dict(more)}: {error}; see conf/method/toco.yaml"
+            ) from error
         self.eval_transform = EvalTransform(mean, std)
 
     def setup(self, stage: str) -> None:

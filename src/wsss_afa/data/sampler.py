@@ -148,11 +148,11 @@ class Augmented(Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        index, seed = draw if isinstance(draw, Draw) else (draw, 0)
+        index, seed = draw if isinstance(draw, Draw) else (draw, None)
         if not self.skip_broken:
             return self._item(index, seed)
         broken, replacements = list[str](), MAX_REPLACEMENTS if isinstance(draw, Draw) else 0
-        rng = np.random.default_rng((seed, 1))
+        rng = np.random.default_rng((seed or 0, 1))
         for _ in range(1 + replacements):
             try:
                 return self._item(index, seed) | {"broken": broken}
@@ -163,13 +163,17 @@ class Augmented(Dataset[dict[str, Any]]):
             raise UserError(f"{len(broken)} images in a row cannot be read, the last as {broken[-1]}")
         return {"broken": broken}
 
-    def _item(self, index: int, seed: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        image, box = self.transform(sample["image"], seed)
+    def _item(self, index: int, seed: int | None) -> dict[str, Any]:
+        sample, drawn = self.dataset[index], seed or 0
+        image, box = self.transform(sample["image"], drawn)
         item: dict[str, Any] = {"image": image, "valid_box": box, "name": sample["name"]}
         item["class_label"] = torch.from_numpy(sample["class_label"])
         if "mask" in sample:
-            item["mask"] = self.transform.label(sample["mask"], seed)
+            item["mask"] = self.transform.label(sample["mask"], drawn)
+        if seed is not None:
+            item["seed"] = torch.tensor(seed)
+        if views := self.transform.views(sample["image"], drawn):
+            item["views"] = views
         return item
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,15 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks
 import albumentations as A
 import cv2
 
+from wsss_afa.data.views import View
+
 
 class TrainTransform:
     """Rescale, mirror, normalise, place and crop.
 
     The image is resized by a ratio uniform in ``scale`` and mirrored with probability ``flip``. On each
-    axis a longer image is cut at a uniform offset; a shorter one is placed at a uniform offset among zeros,
-    which are the mean colour after normalisation.
+    axis a longer image is cut at a uniform offset; a shorter one is placed at a uniform offset among the mean
+    colour, which normalisation makes zeros, or among black.
 
     Args:
         crop_size: Side of the square output in pixels.
@@ -37,6 +40,8 @@ class TrainTransform:
         flip: Probability of the horizontal mirror.
         mean: RGB in 0…255 units.
         std: RGB in 0…255 units.
+        padding: What surrounds a small image: ``mean`` or ``black``.
+        views: Settings of views by name, see `View`. The one named ``image`` makes the image itself.
 
     Raises:
         UserError: A value is out of its range.
@@ -49,6 +54,8 @@ class TrainTransform:
         flip: float = 0.5,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
+        padding: str = "mean",
+        views: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if crop_size < 1:
             raise UserError(f"data.crop_size is {crop_size}, need at least 1 pixel: try 512")
@@ -56,6 +63,8 @@ class TrainTransform:
             raise UserError(f"data.scale is {list(scale)}, need 0 < smallest <= largest: try [0.5, 2.0]")
         if not 0 <= flip <= 1:
             raise UserError(f"data.flip is {flip}, need a probability in [0, 1]: try 0.5")
+        if padding not in ("mean", "black"):
+            raise UserError(f"padding={padding} is not known; need mean or black")
         self.crop_size = crop_size
         limit = (scale[0] - 1, scale[1] - 1)
         rescale = A.RandomScale(
@@ -63,6 +72,10 @@ class TrainTransform:
         )
         self._geometry = A.Compose([A.HorizontalFlip(p=flip), rescale])
         self._normalize = _Normalize(mean, std)
+        black = self._normalize(np.zeros((1, 1, 3), np.uint8))
+        self._padding = black if padding == "black" else torch.zeros(3, 1, 1)
+        self._views = {name: View(name, crop_size, flip, **each) for name, each in (views or {}).items()}
+        self._own = self._views.pop("image", None)
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> tuple[Tensor, Tensor]:
         """Augment one (H, W, 3) image.
@@ -70,10 +83,26 @@ class TrainTransform:
         Returns:
             Image (3, crop_size, crop_size) float32, and its valid box (4,) int64.
         """
-        image, (top, bottom, left, right) = self._move({"image": image}, "image", seed)
-        canvas = torch.zeros(3, self.crop_size, self.crop_size)
-        canvas[:, top:bottom, left:right] = self._normalize(image)
-        return canvas, torch.tensor([top, bottom, left, right])
+        return self._see(image, seed, self._own)
+
+    def views(self, image: NDArray[np.uint8], seed: int) -> dict[str, Tensor]:
+        """Further views of the image by name, each (3, crop_size, crop_size) float32.
+
+        Views that are not cut have the geometry that the image itself has.
+        """
+        return {name: self._see(image, seed, view)[0] for name, view in self._views.items()}
+
+    def _see(self, image: NDArray[np.uint8], seed: int, view: View | None) -> tuple[Tensor, Tensor]:
+        if view is not None and view.cuts:
+            return self._place(view(image, seed), [0, self.crop_size, 0, self.crop_size])
+        moved, box = self._move({"image": image}, "image", seed)
+        return self._place(moved if view is None else view(np.ascontiguousarray(moved), seed), box)
+
+    def _place(self, pixels: NDArray[np.uint8], box: list[int]) -> tuple[Tensor, Tensor]:
+        top, bottom, left, right = box
+        canvas = self._padding.repeat(1, self.crop_size, self.crop_size)
+        canvas[:, top:bottom, left:right] = self._normalize(pixels)
+        return canvas, torch.tensor(box)
 
     def label(self, label: NDArray[np.uint8], seed: int) -> Tensor:
         """Take an image's label (H, W) the way that ``seed`` takes the image, to the nearest pixel.
@@ -118,6 +147,10 @@ class EvalTransform:
         """
         height, width = image.shape[:2]
         return self._normalize(image).contiguous(), torch.tensor([0, height, 0, width])
+
+    def views(self, image: NDArray[np.uint8], seed: int = 0) -> dict[str, Tensor]:
+        """No other views."""
+        return {}
 
     def label(self, label: NDArray[np.uint8], seed: int = 0) -> Tensor:
         """The label (H, W) as it is, int64."""

@@ -161,6 +161,8 @@ class Predictor:
         factor = min(self.protocol.scales)
         if self.protocol.long_side is not None:
             factor *= self.protocol.long_side / max(rgb.shape[:2])
+        if self.protocol.size is not None:
+            factor *= min(self.protocol.size) / max(rgb.shape[:2])
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
         probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
         return probabilities[0, :, : rgb.shape[0], : rgb.shape[1]]

@@ -52,7 +52,8 @@ class Method(L.LightningModule):
         net: see `Network`.
         num_classes: C, foreground classes.
         phases: first step of each phase by name, counted from 0; the first phase begins at 0.
-        weights: factor of each loss by the name that `losses` gives it.
+        weights: factor of each loss by the name that `losses` gives it: a number, or numbers by phase, see
+            `at`; before the first of these phases it is 0.
 
     Attributes:
         recipe: what rebuilds the method; it goes into checkpoints. `recipe.build` sets it.
@@ -62,7 +63,7 @@ class Method(L.LightningModule):
         cam: makes activation maps of the network's raw ones, over scales and mirror images.
 
     Raises:
-        UserError: the phases do not begin at step 0.
+        UserError: the phases do not begin at step 0, or a weight is of a phase that there is not.
     """
 
     recipe: Mapping[str, Any]
@@ -74,19 +75,24 @@ class Method(L.LightningModule):
     """What labels can be made of beside the segmentation, as `maps` knows it."""
     scored: tuple[str, ...] = ()
     """Which labels an evaluation scores beside the segmentation's."""
+    augmentation: Mapping[str, Any] = {}
+    """Padding and views of training images, as `data.transforms.TrainTransform` takes them."""
     needs_labels: bool = False
     """Whether training batches carry labels that are given (``mask``); else no training mask is opened."""
     export_heads: Mapping[str, str] = {"probability": "decoder"}
     """Outputs that an exported file can have, and the part of ``net`` that each needs beside the backbone."""
 
     def __init__(
-        self, net: nn.Module, num_classes: int, phases: Mapping[str, int], weights: Mapping[str, float]
-    ):
+        self, net: nn.Module, num_classes: int, phases: Mapping[str, int],
+        weights: Mapping[str, float | Mapping[str, float]],
+    ):  # fmt: skip
         super().__init__()
         self.net, self.num_classes, self.weights, self.cam = net, num_classes, dict(weights), None
         self.phases = tuple(Phase(*each) for each in sorted(phases.items(), key=lambda item: item[1]))
         if not self.phases or self.phases[0].first != 0:
             raise UserError(f"method.phases={dict(phases)}: one phase has to begin at step 0: set it to 0")
+        for name, weight in self.weights.items():
+            self.check_phases(f"weights.{name}", weight)
         self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
         self.protocol = MultiScaleSegmentation(mean=self.mean, std=self.std)
         self.average_precision = TagAveragePrecision()
@@ -129,8 +135,13 @@ class Method(L.LightningModule):
         """Activation maps (B, G, H, W) in [0, 1] of classes ``channels`` (B, G) in [0, C); None is all."""
         if self.cam is None:
             raise UserError(f"{type(self).__name__} has no activation maps: set cams=false")
+        if channels is None:
+            channels = torch.arange(self.num_classes, device=image.device).expand(len(image), -1)
         activation: Activation = self.cam(cast(Network, self.net), image, channels=channels)
         return activation.cam
+
+    def after_step(self) -> None:
+        """What follows an optimiser step, such as a teacher that follows the network."""
 
     def trace(self, image: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
         """What an exported file computes: the outputs, keys of `export_heads`, by name."""
@@ -151,12 +162,34 @@ class Method(L.LightningModule):
         """Name of the phase that a step (counted from 0) belongs to."""
         return [each.name for each in self.phases if each.first <= step][-1]
 
+    def at(self, setting: Any, step: int) -> Any:
+        """Value of a setting at a step.
+
+        A setting that changes during training is a mapping: it has the value of the newest phase that it
+        names, and None before the first of them. Any other setting is its own value at every step.
+        """
+        if not isinstance(setting, Mapping):
+            return setting
+        named = [each.name for each in self.phases if each.first <= step and each.name in setting]
+        return setting[named[-1]] if named else None
+
+    def weight(self, loss: str, step: int) -> float:
+        """Factor of a loss at a step, 0 where it is left out."""
+        return float(self.at(self.weights.get(loss), step) or 0)
+
+    def check_phases(self, name: str, setting: Any) -> None:
+        """Raise a UserError if a setting, of ``method.{name}``, names a phase that there is not."""
+        known = {each.name for each in self.phases}
+        if isinstance(setting, Mapping) and (strange := sorted(set(setting) - known)):
+            raise UserError(
+                f"method.{name} names the phase {strange[0]}, need one of {', '.join(sorted(known))}: mend it"
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of this step."""
-        terms = self.losses(batch, self.global_step)
-        if missing := [name for name in terms if name not in self.weights]:
-            raise UserError(f"the loss {missing[0]} has no weight: set method.weights.{missing[0]}=1")
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        step = self.global_step
+        terms = self.losses(batch, step)
+        total = self.total(terms, step)
         groups = self.trainer.optimizers[0].param_groups
         self.log_dict({f"train/loss_{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
@@ -164,6 +197,17 @@ class Method(L.LightningModule):
         if self.is_logged():
             self.log_dict({f"lr/{group['name']}": group["lr"] for group in groups})
         return total + self._idle()
+
+    def total(self, terms: Mapping[str, Tensor], step: int) -> Tensor:
+        """The weighted sum of what `losses` gave; a UserError says that a term has no weight."""
+        if missing := [name for name in terms if name not in self.weights]:
+            raise UserError(f"the loss {missing[0]} has no weight: set method.weights.{missing[0]}=1")
+        return torch.stack([self.weight(name, step) * term for name, term in terms.items()]).sum()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, then `after_step`: once, however many micro-batches the step has."""
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -38,11 +38,12 @@ class AdamWPoly:
     Args:
         max_steps: T, the length of the schedule.
         lr: of the encoder; the other groups are multiples of it.
-        weight_decay: of every group but the encoder's norms, which have none.
+        weight_decay: of every group but the encoder's norms.
         betas: of AdamW.
         warmup_steps: of the schedule.
         power: of the decay: 1.0 in the released program, 0.9 in the paper.
-        norm_multiplier: of the learning rate of the encoder's norms. 0, the released behaviour, freezes them.
+        norm_multiplier: of the learning rate of the encoder's norms. 0, which is AFA's, freezes them.
+        norm_weight_decay: of the encoder's norms; ToCo and MoRe have that of the other groups.
         head_multiplier: of the classifier and the affinity head.
         decoder_multiplier: of the decoder.
     """
@@ -52,10 +53,12 @@ class AdamWPoly:
         max_steps: int, lr: float = 6e-5, weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999), warmup_steps: int = 1500, power: float = 1.0,
         norm_multiplier: float = 0.0, head_multiplier: float = 10.0, decoder_multiplier: float = 10.0,
+        norm_weight_decay: float = 0.0,
     ):  # fmt: skip
         if max_steps < 1:
             raise UserError(f"max_steps={max_steps}: the schedule needs a length: trainer.max_steps=20000")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
+        self.norm_weight_decay = norm_weight_decay
         self.multipliers = {"encoder": 1.0, "norm": norm_multiplier}
         self.multipliers |= {"head": head_multiplier, "decoder": decoder_multiplier}
         self.schedule = warmup_poly(warmup_steps, max_steps, power)
@@ -64,7 +67,8 @@ class AdamWPoly:
         """Optimiser of parameters by kind, named as the multipliers; the scheduler steps whenever it does."""
         groups = []
         for kind, parameters in kinds.items():
-            rate, decay = self.lr * self.multipliers[kind], 0.0 if kind == "norm" else self.weight_decay
+            rate = self.lr * self.multipliers[kind]
+            decay = self.norm_weight_decay if kind == "norm" else self.weight_decay
             groups.append({"params": list(parameters), "name": kind, "lr": rate, "weight_decay": decay})
         optimizer = AdamW(groups, lr=self.lr, betas=self.betas)
         return optimizer, LambdaLR(optimizer, self.schedule)

@@ -6,8 +6,8 @@ configuration, so only modules of this library's methods, models, operators and 
 the user trusts another by name; and only plain values are handed to them: neither interpolations nor weights
 to fetch.
 
-Files of other forms are given a recipe first: those that the AFA authors' program wrote
-(`methods.afa.released`), and those that this library wrote when it knew one method only
+Files of other forms are given a recipe first: those that the programs of the methods' authors wrote
+(``released.py`` of each method), and those that this library wrote when it knew one method only
 (`methods.first_form`).
 """
 
@@ -26,15 +26,18 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
-from wsss_afa.methods.afa.released import released_checkpoint
+from wsss_afa.methods.afa.released import class_names, released_checkpoint
 from wsss_afa.methods.base import RECIPE_KEY, Method
 from wsss_afa.methods.first_form import is_first_form, renew
+from wsss_afa.methods.toco import released as toco
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
 """Where what a recipe may build lives."""
 _BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)  # what wrong values raise
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
+_PROGRAMS = {toco.MARK: toco.released_toco}
+"""Readers of files of other programs than AFA's, by a name that no other program's files have."""
 
 
 class Recipe(TypedDict):
@@ -73,9 +76,9 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     """Rebuild a trained method from its file alone; its ``recipe`` has the class names.
 
     Args:
-        path: a ``.ckpt`` written by training, or a ``.pth`` of the AFA authors' program, with or without the
-            prefix ``module.`` on its names. Such a file has the classes of VOC if there are 20, of COCO if
-            there are 80, else class_1, class_2, ….
+        path: a ``.ckpt`` written by training, or a ``.pth`` that the program of a method's authors wrote,
+            with or without the prefix ``module.`` on its names. Such a file has the classes of VOC if there
+            are 20, of COCO if there are 80, else class_1, class_2, ….
         trust: see `build`.
 
     Raises:
@@ -84,7 +87,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     """
     content = _read(Path(path))
     try:
-        recipe, state = _own(content) if RECIPE_KEY in content else released_checkpoint(content)
+        recipe, state = _own(content) if RECIPE_KEY in content else _released(content)
         method = build(cast(Recipe, recipe), trust)
         method.net.load_state_dict(check_fit(state, method.net))
     except UserError as error:
@@ -156,6 +159,18 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"ckpt={path}: holds a {type(content).__name__}, need weights by name: give another file"
         )
     return content
+
+
+def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """Recipe and weights of a file of some authors' program: weights by name, alone or under a key."""
+    for key in ("state_dict", "model"):
+        content = content[key] if isinstance(content.get(key), Mapping) else content
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    for mark, read in _PROGRAMS.items():
+        if mark in state:
+            recipe, renamed = read(state)
+            return recipe | {"class_names": class_names(len(renamed["classifier.weight"]))}, renamed
+    return released_checkpoint(content)
 
 
 def _own(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:

@@ -45,10 +45,29 @@ def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
                  [255, 255, 255, 255]]])
     """
     tokens = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1).long()  # (B, N)
-    pairs = (tokens[:, :, None] == tokens[:, None, :]).long()
-    known = tokens != IGNORE_INDEX
-    counted = known[:, :, None] & known[:, None, :] & radius_mask(*grid, radius, label.device)
-    return pairs.masked_fill_(~counted, IGNORE_INDEX)
+    return _pairs(tokens, radius_mask(*grid, radius, label.device))
+
+
+def pair_label(tokens: Tensor) -> Tensor:
+    """Which pairs of labelled tokens share a class, however far apart: (B, N, N) as in `affinity_label`.
+
+    The labels are (B, N) int64 in [0, C] or 255. A token's pair with itself is ignored, as in ToCo and MoRe.
+
+    Examples:
+        >>> pair_label(torch.tensor([[3, 3, 0, 255]]))
+        tensor([[[255,   1,   0, 255],
+                 [  1, 255,   0, 255],
+                 [  0,   0, 255, 255],
+                 [255, 255, 255, 255]]])
+    """
+    others = ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    return _pairs(tokens, others)
+
+
+def _pairs(tokens: Tensor, counted: Tensor) -> Tensor:
+    """Pairs of labels (B, N) that are equal, 1, or not, 0; 255 where a label is, or a pair is not counted."""
+    pairs, known = (tokens[:, :, None] == tokens[:, None, :]).long(), tokens != IGNORE_INDEX
+    return pairs.masked_fill_(~(known[:, :, None] & known[:, None, :] & counted), IGNORE_INDEX)
 
 
 @torch.no_grad()

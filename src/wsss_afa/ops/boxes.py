@@ -68,3 +68,13 @@ def inside_box(box: Tensor, size: tuple[int, int]) -> Tensor:
     inside_rows = (rows >= box[:, 0, None]) & (rows < box[:, 1, None])  # (B, H)
     inside_columns = (columns >= box[:, 2, None]) & (columns < box[:, 3, None])  # (B, W)
     return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def cells_of(box: Tensor, stride: int) -> Tensor:
+    """Boxes (B, 4) in pixels to boxes in cells of a grid: a cell is inside where its centre is.
+
+    Examples:
+        >>> cells_of(torch.tensor([[0, 96, 9, 80]]), stride=16)
+        tensor([[0, 6, 1, 5]])
+    """
+    return ((2 * box + stride - 1) // (2 * stride)).clamp(min=0)  # ⌈(box − stride/2) / stride⌉

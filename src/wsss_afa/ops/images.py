@@ -19,5 +19,14 @@ def to_rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
 
     ``mean`` and ``std`` of the channels are in 0…255 units.
     """
+    return _pixels(image, mean, std).clamp_(0, 255).to(torch.uint8) / 255.0
+
+
+def denormalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Image (B, 3, H, W), in [0, 1] where pixels were, of a normalised one: `to_rgb` without truncation."""
+    return _pixels(image, mean, std) / 255.0
+
+
+def _pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     channels = [image[:, i].float() * std[i] + mean[i] for i in range(3)]
-    return torch.stack(channels, dim=1).clamp_(0, 255).to(torch.uint8) / 255.0
+    return torch.stack(channels, dim=1)

@@ -25,14 +25,17 @@ class Segmenter(Protocol):
 class MultiScaleSegmentation(nn.Module):
     """Merge the logits of rescaled and mirrored images, and refine what comes out.
 
-    Every map is resized to the image's own size first. A map and its un-mirrored twin merge to their maximum.
+    Every map is resized to the image's own size first.
 
     Args:
         name: of the protocol, for tables and files.
-        scales: factors of the image's sides, after ``long_side``.
+        scales: factors of the image's sides, after ``long_side`` or ``size``.
         mirror: also pass the mirror image at each scale.
         fusion: of the scales: ``max`` or ``sum`` of logits, or ``mean`` of probabilities.
+        mirror_fusion: of a map and its un-mirrored twin: ``max`` or ``sum`` of logits.
         long_side: pixels to which the longer side is resized first; None keeps the image's size.
+        size: height and width to which the image is resized first, whatever its shape; None keeps its size.
+            Scales are made of what comes out.
         crf: refines the probabilities; None leaves them.
         mean: of the image's normalisation, 0…255.
         std: of the image's normalisation, 0…255.
@@ -45,7 +48,7 @@ class MultiScaleSegmentation(nn.Module):
         self,
         name: str = "plain", scales: Sequence[float] = (1.0,), mirror: bool = False, fusion: str = "max",
         long_side: int | None = None, crf: DenseCRF | None = None, mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
+        std: Sequence[float] = STD, mirror_fusion: str = "max", size: Sequence[int] | None = None,
     ):  # fmt: skip
         super().__init__()
         if not scales or min(scales) <= 0:
@@ -53,10 +56,16 @@ class MultiScaleSegmentation(nn.Module):
             raise UserError(f"{given}: need one or more positive factors, such as [1.0, 0.5]")
         if fusion not in ("max", "sum", "mean"):
             raise UserError(f"protocol.fusion={fusion} is not known; need max, sum or mean")
+        if mirror_fusion not in ("max", "sum"):
+            raise UserError(f"protocol.mirror_fusion={mirror_fusion} is not known; need max or sum")
         if long_side is not None and long_side < 1:
             raise UserError(f"protocol.long_side={long_side}: need pixels, or null for the image's own size")
+        if size is not None and (len(size) != 2 or min(size) < 1 or long_side is not None):
+            given = f"protocol.size={list(size)}, protocol.long_side={long_side}"
+            raise UserError(f"{given}: need height and width, or a long side, or null for both")
         self.name, self.scales, self.mirror, self.fusion = name, tuple(scales), mirror, fusion
-        self.long_side, self.crf = long_side, crf
+        self.mirror_fusion, self.long_side, self.crf = mirror_fusion, long_side, crf
+        self.size = None if size is None else tuple(size)
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, net: Segmenter, image: Tensor) -> Tensor:
@@ -73,23 +82,33 @@ class MultiScaleSegmentation(nn.Module):
             image: (B, 3, H, W) normalised.
             known: logits of ``image`` itself where a pass has made them already.
         """
-        size = image.shape[-2:]
-        base = 1.0 if self.long_side is None else self.long_side / max(size)
-        merged = None
-        for factor in (base * scale for scale in self.scales):
-            scaled = image if factor == 1 else resize(image, [int(factor * side) for side in size])
-            passed = known if known is not None and factor == 1 else net.segment(scaled)
-            logits = resize(passed.float(), size)
+        merged = self.merged(net, image, known)
+        return merged / len(self.scales) if self.fusion == "mean" else merged.softmax(dim=1)
+
+    def merged(self, net: Segmenter, image: Tensor, known: Tensor | None = None) -> Tensor:
+        """What all scales merge to, as in `probabilities`: logits, or a sum of probabilities (``mean``)."""
+        merged, start = None, image if self.size is None else resize(image, self.size)
+        for size in self.sizes(image.shape[-2:]):
+            scaled = start if size == tuple(start.shape[-2:]) else resize(start, size)
+            passed = known if known is not None and scaled is image else net.segment(scaled)
+            logits = resize(passed.float(), image.shape[-2:])
             if self.mirror:
-                logits = torch.maximum(logits, resize(net.segment(scaled.flip(-1)).flip(-1).float(), size))
+                twin = resize(net.segment(scaled.flip(-1)).flip(-1).float(), image.shape[-2:])
+                logits = _merge(logits, twin, self.mirror_fusion)
             if self.fusion == "mean":
                 logits = logits.softmax(dim=1)
-            if merged is None:
-                merged = logits
-            else:
-                merged = torch.maximum(merged, logits) if self.fusion == "max" else merged + logits
+            merged = logits if merged is None else _merge(merged, logits, self.fusion)
         assert merged is not None
-        return merged / len(self.scales) if self.fusion == "mean" else merged.softmax(dim=1)
+        return merged
+
+    def sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
+        """Height and width of what is passed for an image of a size (H, W), one for each scale."""
+        base = 1.0 if self.long_side is None else self.long_side / max(size)
+        height, width = self.size or size
+        return [
+            (height, width) if factor == 1 else (int(factor * height), int(factor * width))
+            for factor in (base * scale for scale in self.scales)
+        ]
 
     def refine(self, image: Tensor, probabilities: Tensor) -> Tensor:
         """Return the CRF's probabilities (B, K, H, W), given the normalised image (B, 3, H, W)."""
@@ -102,8 +121,14 @@ class MultiScaleSegmentation(nn.Module):
     def extra_repr(self) -> str:
         """Name and settings on one line, as tables name them."""
         size = "native size" if self.long_side is None else f"long side {self.long_side} px"
+        size = size if self.size is None else f"resized to {self.size[0]}×{self.size[1]} px"
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         parts = [size, f"scale{'s' * (len(self.scales) > 1)} {scales}"]
-        parts += ["mirror"] * self.mirror + [f"{self.fusion} over scales"] * (len(self.scales) > 1)
+        added = " added" * (self.mirror_fusion == "sum")
+        parts += [f"mirror{added}"] * self.mirror + [f"{self.fusion} over scales"] * (len(self.scales) > 1)
         parts += [f"CRF {self.crf.extra_repr()}"] if self.crf is not None else ["no CRF"]
         return f"{self.name} ({'; '.join(parts)})"
+
+
+def _merge(one: Tensor, other: Tensor, fusion: str) -> Tensor:
+    return torch.maximum(one, other) if fusion == "max" else one + other

@@ -34,13 +34,11 @@ _KEYS = {
 def released_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Recipe and weights of a file of the AFA authors' program.
 
-    Its content is weights by name, alone or under ``state_dict`` or ``model``.
+    Its content is weights by name.
 
     Raises:
         UserError: the names or the shapes are not those of a released AFA network.
     """
-    for key in ("state_dict", "model"):
-        content = content[key] if isinstance(content.get(key), Mapping) else content
     try:
         state = rename_afa({str(key): value for key, value in content.items()})
     except UserError as error:
@@ -83,7 +81,6 @@ def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
         UserError: the encoder has the widths and depths of no variant.
     """
     num_classes = len(state["classifier.weight"])
-    names = {len(classes): list(classes) for classes in (VOC_CLASSES, COCO_CLASSES)}
     coco = num_classes == len(COCO_CLASSES)
     num_iter, segmentation, propagation = (15, 5001, 15001) if coco else (10, 2001, 6001)
     return {
@@ -102,8 +99,14 @@ def released_recipe(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "variant": _find_variant(state),
             "strides": [4, 2, 2, 1],
         },
-        "class_names": names.get(num_classes, [f"class_{i + 1}" for i in range(num_classes)]),
+        "class_names": class_names(num_classes),
     }
+
+
+def class_names(count: int) -> list[str]:
+    """Those of VOC for 20 classes, of COCO for 80, else class_1, class_2, …."""
+    names = {len(classes): list(classes) for classes in (VOC_CLASSES, COCO_CLASSES)}
+    return names.get(count, [f"class_{i + 1}" for i in range(count)])
 
 
 def _find_variant(state: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,30 @@
+"""Methods of plain ViTs on a tiny one, composed of the configuration as training does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from wsss_afa.methods.base import Method
+from wsss_afa.methods.recipe import build
+from wsss_afa.train import make_recipe
+
+CONF = Path(__file__).parents[2] / "conf"
+TINY = (
+    "backbone.name=vit_tiny_patch16_224", "backbone.pretrained=null", "method.decoder_dim=8",
+    "++backbone.model_args={embed_dim: 24, depth: 3, num_heads: 2}",
+)  # fmt: skip
+
+
+def method_of(*overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), seed: int = 0) -> Method:
+    """The method that training would build, in training mode, with its optimiser's recipe."""
+    torch.manual_seed(seed)
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose("train", overrides=[*TINY, *overrides])
+    method = build(make_recipe(cfg, tuple(classes)), trust=None)
+    method.optim = instantiate(cfg.optim)
+    return method.train()

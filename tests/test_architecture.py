@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "wsss_afa"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "method.py").is_file())
-SHARED = {"base.py", "recipe.py", "optim.py", "first_form.py", "__init__.py"}
+SHARED = {"base.py", "recipe.py", "schema.py", "untrusted.py", "optim.py", "first_form.py", "__init__.py"}
 """Files of ``methods/`` that are of no method; what any other defines is its method's own."""
 
 GROUND = {"types", "errors", "files", "metrics", "visualize", "__init__"}
@@ -30,10 +30,10 @@ LOWER = {
     "metrics": {"types"},
     "visualize": {"types", "errors", "files"},
     "ops": {"types", "errors"},
-    "models": {"types", "errors"},
+    "models": {"types", "errors", "files"},
     "losses": {"types", "errors", "ops"},
     "data": {"types", "errors", "files", "__init__"},
-    "methods": {"types", "errors", "losses", "ops", "models", "data", "metrics"},
+    "methods": {"types", "errors", "files", "losses", "ops", "models", "data", "metrics"},
     "reports": {"types", "errors", "files", "metrics", "visualize", "data"},
     "loggers": {"types", "errors", "files", "visualize"},
     "inference": {"types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "__init__"},

@@ -18,7 +18,8 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from recipes import small_recipe
-from wsss_afa.callbacks.checkpoints import BestAndLast, resume_point
+from wsss_afa.callbacks.checkpoints import BestAndLast
+from wsss_afa.callbacks.resume import resume_point
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.coco import COCO, COCO_CLASSES, read_category_ids
 from wsss_afa.data.folder.tags import read_tags

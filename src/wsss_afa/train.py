@@ -13,10 +13,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from wsss_afa.callbacks.checkpoints import resume_point
+from wsss_afa.callbacks.binding import RunData, binding_settings
+from wsss_afa.callbacks.resume import resume_point
 from wsss_afa.callbacks.dashboard import Dashboard
 from wsss_afa.callbacks.progress import Summary
-from wsss_afa.callbacks.reproducibility import RunRecord, binding_settings
+from wsss_afa.callbacks.reproducibility import RunRecord
 from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.cli.memory import keep_freed_memory
@@ -66,24 +67,27 @@ def main(cfg: DictConfig) -> float:
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = binding_settings(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    start = resume_point(cfg.resume, folder / "checkpoints", settings)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if not on_gpu(cfg):
         keep_freed_memory()
     data: TaggedDataModule = instantiate(cfg.data)
     data.setup("fit")
+    if cfg.trainer.limit_val_batches:
+        data.setup("validate")
     method = build(make_recipe(cfg, data.class_names), trust=None)
     method.optim = instantiate(cfg.optim)
     data.normalize(method.mean, method.std, method.augmentation)
     method.use_tags(torch.from_numpy(data.train_tags))
     use_labels(cfg, data, method)
+    content = RunData(data)
+    start = resume_point(cfg.resume, folder / "checkpoints", settings, content)
     if cfg.compile:
         method.compile_network()
     if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
         cfg.callbacks.best.monitor = "val/map_cls"
     hydra = HydraConfig.get()
     summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
-    trainer = make_trainer(cfg, RunRecord(str(folder), settings), Dashboard(str(folder), config), summary)
+    trainer = make_trainer(cfg, RunRecord(str(folder), settings, content), Dashboard(str(folder), config), summary)
     fit(trainer, method, data, start)
     return best_score(trainer)
 

@@ -13,17 +13,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from wsss_afa.callbacks.checkpoints import (
-    SETTINGS_KEY,
     DurableCheckpointIO,
     StepCheckpoints,
-    read_checked,
-    resume_point,
 )
-from wsss_afa.callbacks.reproducibility import KeepMetrics, binding_settings
+from wsss_afa.callbacks.resume import read_checked, resume_point
+from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, binding_settings
+from wsss_afa.callbacks.reproducibility import KeepMetrics
 from wsss_afa.errors import UserError
+from wsss_afa.loggers.metrics_file import MetricsFile, MetricsRows
 from wsss_afa.methods.recipe import RECIPE_KEY
 
 SETTINGS = {"seed": 0, "data.batch_size": 8}
@@ -31,7 +30,7 @@ SETTINGS = {"seed": 0, "data.batch_size": 8}
 
 def content(step, settings=SETTINGS):
     weights = torch.randn(300, generator=torch.Generator().manual_seed(step))
-    return {RECIPE_KEY: {}, "global_step": step, "loops": {}, SETTINGS_KEY: settings, "weights": weights}
+    return {RECIPE_KEY: {}, "global_step": step, "loops": {}, SETTINGS_KEY: settings, DATA_KEY: {}, "weights": weights}
 
 
 def save(folder, name, step, **kwargs):
@@ -219,29 +218,25 @@ def test_a_validation_inside_a_step_is_refused(tmp_path):
 
 def log(folder, steps, resumed_rows=None, die_before_rows_are_back=False):
     """One process that logs a value for each step; the state of its `KeepMetrics`."""
-    keep = KeepMetrics(str(folder))
+    keep = KeepMetrics()
     if resumed_rows is not None:
         keep.load_state_dict({"rows": resumed_rows})
-    logger = CSVLogger(folder, name="", version="")
-    trainer = SimpleNamespace(is_global_zero=True, loggers=[logger])
-    _ = logger.experiment
+    logger = MetricsFile(str(folder))
     if die_before_rows_are_back:
         return
-    keep.on_fit_start(trainer, None)
+    keep.on_fit_start(SimpleNamespace(is_global_zero=True, loggers=[logger]), None)
     for step in steps:
         logger.log_metrics({"loss": step / 8, **({"late": 1.0} if step > 3 else {})}, step)
         logger.save()
     assert keep.state_dict() == {"rows": max(steps) + 1}
 
 
-@pytest.mark.filterwarnings("ignore:Experiment logs directory")
 @pytest.mark.parametrize("accident", [False, True])
 def test_metrics_go_on_without_double_rows(accident, tmp_path):
     log(tmp_path / "whole", range(8))
     log(tmp_path / "broken", range(6))
     if accident:
         log(tmp_path / "broken", [], resumed_rows=5, die_before_rows_are_back=True)
-        assert not (tmp_path / "broken" / "metrics.csv").exists()
     log(tmp_path / "broken", range(5, 8), resumed_rows=5)
     whole, broken = (tmp_path / name / "metrics.csv" for name in ("whole", "broken"))
     assert broken.read_text() == whole.read_text()
@@ -250,11 +245,62 @@ def test_metrics_go_on_without_double_rows(accident, tmp_path):
     assert [file.name for file in broken.parent.iterdir()] == ["metrics.csv"]
 
 
-@pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_a_run_begun_anew_begins_its_metrics_anew(tmp_path):
     log(tmp_path, range(6))
     log(tmp_path, range(2))
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_metrics_are_not_shorter_for_a_moment_while_a_column_is_added(tmp_path, monkeypatch):
+    """A process that is killed before the new file has its name leaves the old one."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    log(tmp_path, range(4))
+    before = (tmp_path / "metrics.csv").read_text()
+    rows = MetricsRows(tmp_path / "metrics.csv")
+    assert rows.keep(4) == 0
+    rows.log_metrics({"late": 1.0}, 4)
+    monkeypatch.setattr("wsss_afa.loggers.metrics_file.write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rows.save()
+    assert (tmp_path / "metrics.csv").read_text() == before
+
+
+def test_rows_that_could_not_be_written_are_written_later_and_once(tmp_path):
+    rows = MetricsRows(tmp_path / "metrics.csv")
+    rows.log_metrics({"a": 1}, 0)
+    rows.save()
+    rows.path.rename(tmp_path / "away")
+    rows.path.mkdir()  # no file can be appended to
+    rows.log_metrics({"a": 2}, 1)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"metrics\.csv"):
+            rows.save()
+    rows.path.rmdir()
+    rows.save()
+    assert rows.path.read_text() == "a,step\n1,0\n2,1\n"
+
+
+TORN = {
+    "empty": lambda text: "",
+    "of zeros": lambda text: "\0" * len(text),
+    "cut": lambda text: text[: len(text) // 2],
+    "of another encoding": lambda text: text.encode("utf-16").decode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("how", TORN)
+def test_metrics_that_have_lost_rows_say_so(how, tmp_path):
+    log(tmp_path, range(6))
+    path = tmp_path / "metrics.csv"
+    path.write_text(TORN[how](path.read_text()))
+    left, keep = path.read_bytes(), KeepMetrics()
+    keep.load_state_dict({"rows": 6})
+    with pytest.warns(UserWarning, match=r"metrics\.csv lacks \d of the 6 rows that were logged"):
+        keep.on_fit_start(SimpleNamespace(is_global_zero=True, loggers=[MetricsFile(str(tmp_path))]), None)
+    assert (tmp_path / "metrics.csv.damaged").read_bytes() == left
 
 
 @pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="mounting needs root")

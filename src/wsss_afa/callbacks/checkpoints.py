@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, checked, at every few steps, and found again.
+"""Checkpoints that survive: written whole or not at all, checked, at every few steps.
 
 A checkpoint is taken between two steps: the optimiser has stepped, the step's numbers are logged, its
 validation, if one was due, is over. A run resumed from it repeats the unbroken run's every bit.
@@ -10,27 +10,23 @@ import copy
 import io
 import math
 import os
+import re
 import shutil
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities import rank_zero_only, rank_zero_warn
+from lightning.fabric.utilities import rank_zero_warn
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from wsss_afa.callbacks.resume import read_checked
 from wsss_afa.errors import UserError
-from wsss_afa.files import write_whole
-from wsss_afa.methods.base import RECIPE_KEY
+from wsss_afa.files import partial_name, sync_folder, write_whole
 
-SETTINGS_KEY = "wsss_afa_settings"
-"""Where in the checkpoint the settings lie that a resumed run must share."""
-
-_PARTIAL = ".partial"
+_STEP = re.compile(r"step_(\d+)\.ckpt")
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -60,7 +56,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 def _write(path: Path, content: memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = path.with_name(partial_name())
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -70,87 +66,7 @@ def _write(path: Path, content: memoryview) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the new name too
-    os.close(folder)
-
-
-def read_checked(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint, its tensors still on the disk, once every byte's checksum was right.
-
-    A file that is torn, altered, or no checkpoint of a training run raises ValueError.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is None:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the zip and pickle readers raise nearly anything on altered bytes
-        raise ValueError(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
-    if broken is not None:
-        raise ValueError(f"checksum of {broken} is wrong")
-    if not isinstance(content, dict) or not {RECIPE_KEY, "global_step", "loops"} <= set(content):
-        raise ValueError("no checkpoint of a training run")
-    return content
-
-
-def resume_point(resume: str | None, directory: Path, settings: dict[str, Any]) -> Path | None:
-    """The checkpoint that a run starts from, announced in one line; None where it starts anew.
-
-    UserError is raised where the file is missing or damaged, ``auto`` finds a run with other settings, or the
-    directory holds checkpoints from beyond the starting point, which this run would mix with its own.
-
-    Args:
-        resume: ``auto`` for the newest intact checkpoint in the directory, a file, or None.
-        directory: Where this run writes its checkpoints.
-        settings: What the checkpoint's run must have shared, by dotted name.
-    """
-    found = _intact(directory)
-    path: Path | None = None
-    content: Mapping[str, Any] = {"global_step": -1}
-    if resume == "auto" and found:
-        path, content = found[-1]
-    elif resume not in ("auto", None):
-        path, content = Path(resume), _read_named(Path(resume))
-    if later := [other for other, its in found if its["global_step"] > content["global_step"]]:
-        what = f"{later[-1]} belongs to a run that went beyond resume={resume or 'null'}: resume=auto"
-        raise UserError(f"{what} goes on with it; else give another hydra.run.dir, or move it away")
-    if path is not None:
-        _compare(resume == "auto", path, content, settings)
-        rank_zero_only(print)(f"resuming  from step {content['global_step']}: {path}", flush=True)
-    return path
-
-
-def _intact(directory: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-    found = []
-    for path in sorted(directory.glob("*.ckpt")):
-        try:
-            found.append((path, read_checked(path)))
-        except ValueError as error:
-            rank_zero_warn(f"{path} is damaged and left out, renamed to *.damaged ({error})")
-            rank_zero_only(path.replace)(f"{path}.damaged")
-    return sorted(found, key=lambda item: item[1]["global_step"])
-
-
-def _read_named(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"resume={path}: no such file; give auto, null or a .ckpt of a training run")
-    try:
-        return read_checked(path)
-    except ValueError as error:
-        raise UserError(f"resume={path}: {error}; resume=auto takes the newest intact one") from error
-
-
-def _compare(auto: bool, path: Path, content: Mapping[str, Any], settings: dict[str, Any]) -> None:
-    theirs = content.get(SETTINGS_KEY, settings)
-    names = [name for name in sorted(settings | theirs) if settings.get(name) != theirs.get(name)]
-    changed = [f"{name}={settings.get(name)} (was {theirs.get(name)})" for name in names]
-    more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-    message = f"{path} is of a run with other settings: {', '.join(changed[:5])}{more}"
-    if changed and auto:
-        raise UserError(f"{message}; give another hydra.run.dir, or resume={path} to go on all the same")
-    if changed:
-        rank_zero_warn(f"{message}; the resumed run is not the run that it was")
+    sync_folder(path.parent)  # the new name too
 
 
 def at_step_boundary(trainer: L.Trainer, batch_idx: int) -> bool:
@@ -176,6 +92,12 @@ def save_step(trainer: L.Trainer, directory: Path) -> Path:
     for counts in (progress.total, progress.current):
         counts.ready += 1
     return path
+
+
+def step_files(directory: Path) -> list[Path]:
+    """The files ``step_*.ckpt`` of a directory, by their step."""
+    steps = ((_STEP.fullmatch(path.name), path) for path in directory.glob("step_*.ckpt"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in steps if match)]
 
 
 class StepCheckpoints(Callback):
@@ -204,8 +126,8 @@ class StepCheckpoints(Callback):
             raise UserError(f"{given}, {need}: checkpoints are taken between steps")
         self._saved = trainer.global_step
         if trainer.is_global_zero:
-            for partial in self.directory.glob(f"*{_PARTIAL}"):
-                partial.unlink()
+            for partial in (*self.directory.glob(".*.partial"), *self.directory.glob("*.ckpt.partial")):
+                partial.unlink(missing_ok=True)  # the run's folder is this process's alone
 
     def on_load_checkpoint(self, trainer: L.Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
         """A finished run's last batch is not the last of a run that is to be longer now."""
@@ -222,7 +144,7 @@ class StepCheckpoints(Callback):
         self._saved = step
         save_step(trainer, self.directory)
         if trainer.is_global_zero:
-            for old in sorted(self.directory.glob("step_*.ckpt"))[: -self.keep]:
+            for old in step_files(self.directory)[: -self.keep]:
                 old.unlink()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import subprocess
@@ -12,33 +11,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.utilities import rank_zero_only
+from lightning.fabric.utilities import rank_zero_warn
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 
-from wsss_afa.callbacks.checkpoints import SETTINGS_KEY
+from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, RunData
 from wsss_afa.files import write_whole
-
-_FREE = (
-    "data.root", "data.cache_dir", "data.num_workers", "backbone.pretrained",
-    "backbone.activation_checkpointing", "optim.max_steps",
-)  # fmt: skip
-"""Settings that a resumed run may change: where files lie, how fast it goes, how long it is."""
-
-
-def binding_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run and its continuation must share of the whole resolved configuration, by dotted name."""
-    flat = _flatten({name: config[name] for name in ("seed", "data", "method", "backbone", "optim")})
-    flat["trainer.accumulate_grad_batches"] = config["trainer"]["accumulate_grad_batches"]
-    return {name: value for name, value in flat.items() if name not in _FREE}
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
+from wsss_afa.loggers.metrics_file import MetricsFile, MetricsRows
 
 class StepSeeds(Callback):
     """Dropout and drop path as a function of (run's seed, step, micro-batch, process), as the batches are."""
@@ -55,17 +33,16 @@ class StepSeeds(Callback):
 class RunRecord(Callback):
     """Write ``run.json`` into the run's directory: seeds, versions, commit, device, where it resumed.
 
-    The settings, from `binding_settings`, go into checkpoints.
+    The settings, from `binding_settings`, and what the data is go into checkpoints.
     """
 
-    def __init__(self, directory: str, settings: dict[str, Any]):
-        self.path, self.settings = Path(directory) / "run.json", settings
+    def __init__(self, directory: str, settings: dict[str, Any], data: RunData | None = None):
+        self.path, self.settings, self.data = Path(directory) / "run.json", settings, data
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write or extend the record."""
         if not trainer.is_global_zero:
             return
-        starts = json.loads(self.path.read_text())["started_at_step"] if self.path.is_file() else []
         seeds = {name: value for name, value in self.settings.items() if name.split(".")[-1].endswith("seed")}
         record = {
             "seeds": seeds,
@@ -76,13 +53,26 @@ class RunRecord(Callback):
             "versions": {"python": platform.python_version(), "torch": torch.__version__}
             | {"lightning": L.__version__, "numpy": np.__version__},
             "commit": source_commit(),
-            "started_at_step": [*starts, trainer.global_step] if trainer.global_step else [0],
+            "started_at_step": [*self._starts(), trainer.global_step] if trainer.global_step else [0],
         }
         write_whole(self.path, json.dumps(record, indent=2) + "\n")
 
+    def _starts(self) -> list[int]:
+        """Where the run started before; what cannot be read of it is said, and left out."""
+        try:
+            starts = json.loads(self.path.read_text("utf-8"))["started_at_step"]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+            rank_zero_warn(f"{self.path} cannot be read, its earlier starts are lost ({type(error).__name__})")
+            return []
+        return starts if isinstance(starts, list) else []
+
     def on_save_checkpoint(self, trainer: L.Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the settings."""
+        """Add the settings and what the data is."""
         checkpoint[SETTINGS_KEY] = self.settings
+        if self.data is not None:
+            checkpoint[DATA_KEY] = self.data.record()
 
 
 def source_commit() -> str | None:
@@ -99,20 +89,18 @@ def source_commit() -> str | None:
 
 
 class KeepMetrics(Callback):
-    """Go on with the run directory's earlier ``metrics.csv``, from the row at which the checkpoint was taken.
+    """Go on with the run directory's earlier ``metrics.csv``, from the row at which the checkpoint was taken."""
 
-    Lightning's logger begins by deleting the file, so a copy lies beside it until its rows are back.
-    """
-
-    def __init__(self, directory: str):
-        self.path, self._rows = Path(directory) / "metrics.csv", 0
-        self._copy = self.path.with_name("metrics.csv.earlier")
-        if self.path.is_file() and not self._copy.is_file():
-            rank_zero_only(write_whole)(self._copy, self.path.read_bytes())
+    def __init__(self) -> None:
+        self._rows = 0
+        self._file: MetricsRows | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows there are."""
-        return {"rows": len(_read_rows(self.path))}
+        """How many rows there are; those that a checkpoint counts are on the disk before it is."""
+        if self._file is None:
+            return {"rows": 0}
+        self._file.sync()
+        return {"rows": self._file.saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """How many rows there were."""
@@ -120,18 +108,10 @@ class KeepMetrics(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Give the rows back to the logger; those of steps that will be repeated are left out."""
-        if not trainer.is_global_zero:
+        files = [logger.experiment for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        if not trainer.is_global_zero or not files:
             return
-        kept = _read_rows(self._copy)[: self._rows]
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger) and kept:
-                logger.experiment.metrics = kept  # text of numbers
-                logger.save()
-        self._copy.unlink(missing_ok=True)
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        self._file = files[0]
+        if missing := self._file.keep(self._rows):
+            path = f"{self._file.path} lacks {missing} of the {self._rows} rows that were logged so far"
+            rank_zero_warn(f"{path}, and goes on without them; what was left of it is in metrics.csv.damaged")

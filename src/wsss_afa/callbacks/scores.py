@@ -55,6 +55,7 @@ class Results(Callback):
         else:
             record = {"step": trainer.global_step} | record
             best = self.results.get("best", record)
+            best = best if self.monitor in best else record  # masks were added since
             self.results["best"] = record if record[self.monitor] > best[self.monitor] else best
             self.results["last"] = record
         write_whole(self.path, json.dumps(self.results, indent=2) + "\n")

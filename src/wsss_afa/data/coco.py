@@ -90,6 +90,11 @@ class COCO:
             self._cache = Path(cache_dir or "~/.cache/wsss_afa").expanduser() / fingerprint
 
     @property
+    def names(self) -> list[str]:
+        """The images' names, in order."""
+        return [Path(file).stem for file in self._files]
+
+    @property
     def paths(self) -> list[Path]:
         """The image files, in order."""
         return [self._folder / file for file in self._files]

@@ -80,6 +80,11 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         return self._train
 
     @property
+    def val_set(self) -> SampleSet | None:
+        """The validation images; None where no validation is set up."""
+        return self._val
+
+    @property
     def train_tags(self) -> NDArray[np.bool_]:
         """Tags of the training images, (n, C)."""
         return self.train_set.labels

@@ -72,6 +72,11 @@ class LabelledImages:
         self.class_names = images.class_names
 
     @property
+    def names(self) -> list[str]:
+        """The images' names, in order, if they have any."""
+        return list(getattr(self.images, "names", ()))
+
+    @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all images, (n, C)."""
         return self.images.labels

@@ -117,7 +117,10 @@ def _order(seed: int, length: int, weights: NDArray[Any] | None, epoch: int) -> 
 
 
 class SampleSet(Protocol):
-    """What every data set of this project offers."""
+    """What every data set of this project offers.
+
+    One whose images are files also has ``names``, those of its samples in order: a resumed run compares them.
+    """
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -119,6 +119,11 @@ class ShardSet:
                 raise UserError(f"{path} has {size} bytes, need {shard.bytes}: {_REMEDY}")
 
     @property
+    def names(self) -> list[str]:
+        """The images' names, in order; every index is read to know them."""
+        return [name for shard in self.shards for name, _, _, _ in self._index(shard)]
+
+    @property
     def labels(self) -> NDArray[np.bool_]:
         """Tags of all images, (n, C); every index is read to know them."""
         return np.stack([self._label(tags) for shard in self.shards for _, tags, _, _ in self._index(shard)])

@@ -3,8 +3,9 @@
 Beside Lightning's state a checkpoint carries a recipe of plain containers: the resolved configuration of the
 method and of its backbone, and the class names. A file from a stranger may name any Python object in that
 configuration, so only modules of this library's methods, models, operators and losses are ever built, unless
-the user trusts another by name; and only plain values are handed to them: neither interpolations nor weights
-to fetch.
+the user trusts another by name; only plain values are handed to them, of the type and in the range that their
+constructors have (`methods.schema`): neither interpolations nor weights to fetch; and weights are made only
+once it is known that those of the file fill them.
 
 Files of other forms are given a recipe first: those that the programs of the methods' authors wrote
 (``released.py`` of each method), and those that this library wrote when it knew one method only
@@ -14,7 +15,6 @@ Files of other forms are given a recipe first: those that the programs of the me
 from __future__ import annotations
 
 import importlib
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -29,7 +29,9 @@ from wsss_afa.errors import UserError
 from wsss_afa.methods.afa.released import class_names, released_checkpoint
 from wsss_afa.methods.base import RECIPE_KEY, Method
 from wsss_afa.methods.first_form import is_first_form, renew
+from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
 from wsss_afa.methods.toco import released as toco
+from wsss_afa.methods.untrusted import Unreadable, read_plain
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
@@ -38,6 +40,7 @@ _BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
 _PROGRAMS = {toco.MARK: toco.released_toco}
 """Readers of files of other programs than AFA's, by a name that no other program's files have."""
+_MAX_VALUES, _MAX_DEPTH, _MAX_NAME = 100_000, 20, 1000
 
 
 class Recipe(TypedDict):
@@ -59,10 +62,15 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
             None trusts all, for a configuration that is the user's own.
 
     Raises:
-        UserError: the recipe names something that is neither a part of this library nor trusted.
+        UserError: the recipe names something that is neither a part of this library nor trusted, or a setting
+            that a part does not take.
     """
+    if trust is not None:
+        check_recipe(recipe, [trust] if isinstance(trust, str) else trust)
     parts = {"method": recipe["method"], "backbone": recipe["backbone"]}
-    check_plain(parts, [trust] if isinstance(trust, str) else trust)
+    for name, part in parts.items():
+        if str(part["_target_"]).startswith(OWN):
+            check_settings(part, name)
     method = instantiate(parts["method"], backbone=parts["backbone"], num_classes=len(recipe["class_names"]))
     if not isinstance(method, Method):
         raise UserError(
@@ -70,6 +78,25 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
         )
     method.recipe = cast(Mapping[str, Any], recipe)
     return method
+
+
+def check_recipe(recipe: Any, trust: Sequence[str] = ()) -> None:
+    """Refuse what is no recipe of plain values and parts that may be built; for trust see `build`.
+
+    Raises:
+        UserError: it is not.
+    """
+    check_plain(recipe, trust)
+    if not isinstance(recipe, Mapping) or recipe.keys() != Recipe.__annotations__.keys():
+        given = [*recipe] if isinstance(recipe, Mapping) else type(recipe).__name__
+        raise UserError(f"its recipe has {given!r:.200}; need {', '.join(Recipe.__annotations__)}")
+    for name in ("method", "backbone"):
+        if not isinstance(recipe[name], Mapping) or "_target_" not in recipe[name]:
+            raise UserError(f"its recipe's {name} has no _target_: give another file")
+    names = recipe["class_names"]
+    check_value(names, list[str], "class_names", "class_names", bounded=True)
+    if not names or "" in names or len(set(names)) < len(names):
+        raise UserError(f"its {len(names)} class names are empty or the same; need a name for each class")
 
 
 def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
@@ -87,7 +114,10 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     """
     content = _read(Path(path))
     try:
-        recipe, state = _own(content) if RECIPE_KEY in content else _released(content)
+        recipe, state = _own(content, trust) if RECIPE_KEY in content else _released(content)
+        if not trust:  # parts of a user's own may need to compute while they are made
+            with torch.device("meta"):  # sizes, and no memory
+                check_fit(state, build(cast(Recipe, recipe)).net)
         method = build(cast(Recipe, recipe), trust)
         method.net.load_state_dict(check_fit(state, method.net))
     except UserError as error:
@@ -101,32 +131,51 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     return method
 
 
-def check_plain(config: Any, trust: Sequence[str] | None = ()) -> None:
+def check_plain(config: Any, trust: Sequence[str] = ()) -> None:
     """Refuse what Hydra would make more of than a value or a part that may be built; for trust see `build`.
 
     Raises:
-        UserError: a target is neither ours nor trusted, or a setting is no plain value.
+        UserError: a target is neither ours nor trusted, a setting is no plain value, or there are too many.
     """
-    if isinstance(config, Mapping):
+    _Plain(trust).check(config, 0)
+
+
+class _Plain:
+    """A walk over a recipe, which may hold itself: it ends after so many values."""
+
+    def __init__(self, trust: Sequence[str] | None):
+        self.trust, self.left = trust, _MAX_VALUES
+
+    def check(self, config: Any, depth: int) -> None:
+        """Look at a value that stands so deep, and at those in it."""
+        self.left -= 1
+        if self.left < 0 or depth > _MAX_DEPTH:
+            raise UserError("the checkpoint has too many settings, or too many levels of them: refused")
+        if isinstance(config, Mapping):
+            self._check_keys(config)
+            config = [*config, *config.values()]
+        if isinstance(config, list | tuple):
+            for value in config:
+                self.check(value, depth + 1)
+        elif isinstance(config, str) and ("${" in config or config == "???"):
+            # Hydra would resolve it, and build what comes out
+            raise UserError(f"the checkpoint has the setting {config[:200]!r}, which is no plain value: refused")
+        elif not isinstance(config, str | int | float | None):
+            raise UserError(f"the checkpoint has a {type(config).__name__} among its settings: refused")
+
+    def _check_keys(self, config: Mapping[Any, Any]) -> None:
         for key in config:
-            if trust is not None and str(key).startswith("_") and key != "_target_":
+            name = isinstance(key, str) and key.isidentifier() and not key.startswith("_")
+            if not name and key != "_target_":
                 raise UserError(f"the checkpoint has the setting {key!r}, which no recipe has: refused")
         target = config.get("_target_")
-        if target is not None and trust is not None and target not in trust and not _is_ours(target):
+        known = target is None or self.trust is None or target in self.trust or _is_ours(target)
+        if not known:
+            shown = target if str(target).isprintable() else repr(target)
             raise UserError(
-                f"the checkpoint wants to build {target}, which is no part of this library: refused; if you "
-                f"wrote it yourself, add trust=[{target}]"
+                f"the checkpoint wants to build {shown}, which is no part of this library: refused; if you "
+                f"wrote it yourself, add trust=[{shown}]"
             )
-        config = [*config, *config.values()]
-    if isinstance(config, list | tuple):
-        for value in config:
-            check_plain(value, trust)
-    elif isinstance(config, str) and (
-        "${" in config or config == "???"
-    ):  # Hydra would resolve it, and build what comes out
-        raise UserError(f"the checkpoint has the setting {config!r}, which is no plain value: refused")
-    elif not isinstance(config, str | int | float | None):
-        raise UserError(f"the checkpoint has a {type(config).__name__} among its settings: refused")
 
 
 def _is_ours(target: Any) -> bool:
@@ -139,10 +188,10 @@ def _is_ours(target: Any) -> bool:
     name, _, leaf = target.rpartition(".")
     try:
         found = vars(importlib.import_module(name)).get(leaf)
-        made = found if isinstance(found, type) else typing.get_type_hints(found).get("return")
-    except (ImportError, NameError, TypeError):
+    except (ImportError, ValueError):
         return False
     own = getattr(found, "__module__", None) == name != __name__
+    made = product(found) if callable(found) else None
     return own and isinstance(made, type) and issubclass(made, nn.Module)
 
 
@@ -150,15 +199,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"ckpt={path}: no such file; give the path of a checkpoint, such as runs/…/best.ckpt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"ckpt={path}: cannot be read as tensors and plain containers ({reason})") from error
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"ckpt={path}: holds a {type(content).__name__}, need weights by name: give another file"
-        )
-    return content
+        return read_plain(path)
+    except (Unreadable, OSError, MemoryError) as error:
+        raise UserError(f"ckpt={path}: {str(error) or type(error).__name__}") from error
 
 
 def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
@@ -173,16 +216,22 @@ def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, 
     return released_checkpoint(content)
 
 
-def _own(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def _own(content: Mapping[str, Any], trust: Sequence[str]) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """Recipe and weights of a checkpoint written by training."""
     recipe = content[RECIPE_KEY]
-    recipe = _without_pretrained(renew(recipe) if is_first_form(recipe) else recipe)
+    if is_first_form(recipe):
+        _Plain(None).check(recipe, 0)  # before anything is looked up in it; what it may build, comes next
+        recipe = renew(recipe)
+    check_recipe(recipe, trust)
     state = content["state_dict"].items()
-    return recipe, {key.removeprefix("net."): value for key, value in state if key.startswith("net.")}
+    weights = {key.removeprefix("net."): value for key, value in state if key.startswith("net.")}
+    return _without_pretrained(recipe), weights
 
 
 def _without_pretrained(config: Any) -> Any:
-    """Weights come from the checkpoint; those that it began with, or names, are not fetched."""
-    if isinstance(config, Mapping):
-        return {k: None if k in _WEIGHTS else _without_pretrained(v) for k, v in config.items()}
-    return [_without_pretrained(value) for value in config] if isinstance(config, list | tuple) else config
+    """Weights come from the checkpoint; those that it began with, names, or would get by default are not."""
+    if not isinstance(config, Mapping):
+        return [*map(_without_pretrained, config)] if isinstance(config, list | tuple) else config
+    kept = {key: None if key in _WEIGHTS else _without_pretrained(value) for key, value in config.items()}
+    takes = parameters(config["_target_"]) if "_target_" in config else ()
+    return kept | {name: None for name in _WEIGHTS if name in takes}

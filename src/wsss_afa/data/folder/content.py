@@ -78,6 +78,11 @@ class TaggedFolder:
             raise all_of([f"{self.root / 'masks'} lacks {count}: add them or remove the folder", *others])
 
     @property
+    def names(self) -> list[str]:
+        """The photos' names, in order."""
+        return [bare(file) for file in self.files]
+
+    @property
     def paths(self) -> list[Path]:
         """The photo files, in order."""
         return [self.root / file for file in self.files]

@@ -1,0 +1,213 @@
+"""What a configuration may hold, read off the constructors that it names, before any of them is called.
+
+A setting has the type that its constructor's signature gives it, and a number lies in a range that bounds the
+memory and the time which it can cost: the one of its name in `RANGES`, else the one of its type. Settings that
+no constructor takes are named all at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, Union
+
+from hydra.utils import get_object
+from torch import nn
+
+from wsss_afa.errors import UserError
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "affinity_radius": (0, 1000),
+    "background": (0, 1),
+    "chunk": (1, 1e6),
+    "decoder_dim": (1, 65_536),
+    "depth": (1, 1000),
+    "dilations": (1, 1000),
+    "downscale": (1, 64),
+    "drop_path_rate": (0, 1),
+    "eval_threshold": (0, 1),
+    "high": (0, 1),
+    "low": (0, 1),
+    "mean": (-1000, 1000),
+    "num_affinity_blocks": (0, 1000),
+    "num_iter": (0, 1000),
+    "num_log_steps": (0, 30),
+    "phases": (0, 1e12),
+    "pool_top_k": (0, 65_536),
+    "power": (0, 100),
+    "radius": (0, 1000),
+    "scale": (0.01, 16),
+    "scales": (0.05, 16),
+    "sigma_color": (1e-3, 1e6),
+    "sigma_position": (1e-3, 1e6),
+    "std": (1e-3, 1000),
+    "strides": (1, 64),
+    "tag_smoothing": (0, 1),
+    "trainable_from": (0, 1000),
+}
+"""Smallest and largest number of settings by name, in whatever part; of a list or a mapping, for each in it."""
+LENGTHS: Mapping[str, tuple[int, int]] = {"mean": (3, 3), "std": (3, 3), "scales": (1, 16), "dilations": (1, 64)}
+"""How many values a setting has by name; others have at most `MAX_LENGTH`."""
+MAX_LENGTH = 65_536
+OWN = "wsss_afa."
+"""What the names of this library's parts begin with."""
+_MAX_TEXT = 1000  # characters
+_WHOLE, _REAL = (-65_536, 65_536), (-1e9, 1e9)  # numbers of other names
+
+
+def check_settings(config: Mapping[str, Any], name: str, bounded: bool = True) -> None:
+    """Compare the settings of a part, and of the parts in it, with what their constructors take.
+
+    A value that is still missing (``???``) is left to whoever reads it.
+
+    Args:
+        config: a configuration with ``_target_``, the dotted name of a class or a function.
+        name: of the part, for messages, such as ``method``.
+        bounded: whether numbers have to lie in their range, too.
+
+    Raises:
+        UserError: a setting is unknown, or of another type or size; or a part is none of the kind asked for.
+    """
+    made = _locate(config["_target_"], name)
+    takes, hints = inspect.signature(made).parameters, _hints(made)
+    settings = {str(key): value for key, value in config.items() if key != "_target_"}
+    open_ended = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+    if unknown := [] if open_ended else [f"{name}.{key}" for key in settings if key not in takes]:
+        kind = config["_target_"].rpartition(".")[2]
+        raise UserError(f"{', '.join(unknown)}: no setting of {kind}; leave out, as in ~{' ~'.join(unknown)}")
+    for key, value in settings.items():
+        if value != "???":
+            check_value(value, hints.get(key, Any), f"{name}.{key}", key, bounded)
+
+
+def _locate(target: Any, name: str) -> Callable[..., Any]:
+    try:
+        found = get_object(str(target))
+    except (ImportError, ValueError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}._target_={target} is not to be found ({reason}): correct it") from error
+    if not callable(found):
+        raise UserError(f"{name}._target_={target} is neither a class nor a function: correct it")
+    return typing.cast(Callable[..., Any], found)
+
+
+def parameters(target: str) -> Collection[str]:
+    """Names of the arguments of what a dotted name means."""
+    return inspect.signature(_locate(target, "")).parameters
+
+
+def product(made: Callable[..., Any]) -> Any:
+    """The class of what a class or an annotated function makes; None where nothing says."""
+    return made if isinstance(made, type) else _hints(made).get("return")
+
+
+def check_value(value: Any, hint: Any, name: str, key: str, bounded: bool) -> None:
+    """Compare one value with its type and, if bounded, with the range and length of its key; see above."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        _check_part(value, hint, name, bounded)
+    elif not _fits(value, hint):
+        raise UserError(f"{name}={_shown(value)}, need {describe(hint)}")
+    elif isinstance(value, Mapping | list | tuple):
+        _check_length(value, name, key if bounded else "")
+        for place, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            inner = f"{name}.{place}" if isinstance(value, Mapping) else f"{name}[{place}]"
+            check_value(each, Any, inner, key, bounded)
+    elif bounded:
+        _check_size(value, name, key)
+
+
+def _check_part(config: Mapping[str, Any], hint: Any, name: str, bounded: bool) -> None:
+    options = _options(hint)
+    if all(each in _SIMPLE or typing.get_origin(each) for each in options):
+        raise UserError(f"{name} is a part with _target_, need {describe(hint)}")
+    if not str(config["_target_"]).startswith(OWN):  # a user's own part may be what it likes
+        return
+    kinds = tuple(each for each in options if isinstance(each, type) and issubclass(each, nn.Module))
+    made = product(_locate(config["_target_"], name))
+    if kinds and not (isinstance(made, type) and issubclass(made, kinds)):
+        raise UserError(f"{name}._target_={config['_target_']}, need {describe(hint)}")
+    check_settings(config, name, bounded)
+
+
+def _check_length(value: Any, name: str, key: str) -> None:
+    low, high = LENGTHS.get(key, (0, MAX_LENGTH))
+    if not low <= len(value) <= high:
+        raise UserError(f"{name} has {len(value)} values, need {low} to {high}")
+
+
+def _check_size(value: Any, name: str, key: str) -> None:
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        raise UserError(f"{name} has {len(value)} characters, need {_MAX_TEXT} at most")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = RANGES.get(key, _WHOLE if isinstance(value, int) else _REAL)
+        if not low <= value <= high:
+            raise UserError(f"{name}={value}, need a number from {low:g} to {high:g}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; kinds of types that stand for parts of other libraries take all."""
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in _SIMPLE:
+        return isinstance(value, hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(_fits(each, inner[1]) for each in value.values())
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and _each_fits(value, inner)
+    return not (isinstance(hint, type) and (issubclass(hint, nn.Module) or getattr(hint, "_is_protocol", False)))
+
+
+def _each_fits(values: Sequence[Any], inner: tuple[Any, ...]) -> bool:
+    if len(inner) > 1 and inner[1] is not ...:
+        return len(values) == len(inner) and all(map(_fits, values, inner))
+    return all(_fits(each, inner[0]) for each in values)
+
+
+_SIMPLE: Mapping[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null",
+}  # fmt: skip
+
+
+def describe(hint: Any) -> str:
+    """A type in words."""
+    if hint in _SIMPLE:
+        return _SIMPLE[hint]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(each) for each in inner))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"names with {describe(inner[1])} for each"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list, each {describe(inner[0])}"
+    return f"a part with _target_, of the kind {getattr(hint, '__name__', hint)}"
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _hints(made: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the arguments by name; those that cannot be looked up are left out."""
+    of: Any = made if dataclasses.is_dataclass(made) or not isinstance(made, type) else made.__init__  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(of)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

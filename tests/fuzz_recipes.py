@@ -40,20 +40,22 @@ MEMORY = 400 * 2**20
 IMAGE = np.zeros((40, 48, 3), np.uint8)
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 10**3, 10**5, 10**7, 10**12, 10**30, -(10**9), 0.0, 0.5, 1.5, -0.5, 1e-9,
-    1e9, 1e300, float("nan"), float("inf"), float("-inf"), "", "x", "afa", "cam", "par", "x" * 5000, "a\nb", "\x1b[31m",
-    "\ud800", "${seed}", "???", "http://127.0.0.1:9/w.pth", "/etc/passwd", b"x", [], [0], [1.0], [1e-9], [[]], ["x"],
-    [None], [0, 0, 0, 0], [4, 2, 2, 1], [1.0] * 500, list(range(70_000)), {}, {"a": 1}, {1: 2}, {"x": {}}, (), (1, 2),
-    {"_target_": "os.getcwd"}, {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"}, {"_target_": "wsss_afa.ops.par"},
-    {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"}, {"_target_": None}, {"_target_": []},
-    {"_target_": "wsss_afa.models.backbones.mix_transformer.mix_transformer"}, {"_args_": ["tiny"]}, {1, 2},
+    None, True, False, 0, 1, -1, 2, 3, 10**3, 10**5, 10**7, 10**12, 10**30, -(10**9), 0.0, 0.5, 1.5,
+    -0.5, 1e-9, 1e9, 1e300, float("nan"), float("inf"), float("-inf"), "", "x", "afa", "cam", "par", "x"
+    * 5000, "a\nb", "\x1b[31m", "\ud800", "${seed}", "???", "http://127.0.0.1:9/w.pth", "/etc/passwd",
+    b"x", [], [0], [1.0], [1e-9], [[]], ["x"], [None], [0, 0, 0, 0], [4, 2, 2, 1], [1.0] * 500,
+    list(range(70_000)), {}, {"a": 1}, {1: 2}, {"x": {}}, (), (1, 2), {"_target_": "os.getcwd"},
+    {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"}, {"_target_": "wsss_afa.ops.par"}, {"_target_":
+    "wsss_afa.ops.par.PixelAdaptiveRefinement"}, {"_target_": None}, {"_target_": []}, {"_target_":
+    "wsss_afa.models.backbones.mix_transformer.mix_transformer"}, {"_args_": ["tiny"]}, {1, 2},
     {"_target_": "wsss_afa.models.backbones.timm_vit.TimmViT", "name": "vit_tiny_patch16_224"},
     {"_target_": "wsss_afa.models.backbones.timm_pyramid.TimmPyramid", "name": "resnet10t"},
     {"_target_": "wsss_afa.methods.supervised.Supervised"}, torch.zeros(2), 1j, torch.Size([2]),
 ]  # fmt: skip
 KEYS: list[Any] = [
-    "_args_", "_partial_", "_recursive_", "_convert_", "_target_", "pretrained", "checkpoint_path", "x", "", 0, None,
-    "num_classes", "backbone", "scales", "${a}", "\n", "mean", "std",
+    "_args_", "_partial_", "_recursive_", "_convert_", "_target_", "pretrained", "checkpoint_path", "x",
+    "", 0, None, "num_classes", "backbone", "scales", "${a}", "\n", "mean", "std", "decoder_dim",
+    "img_size",
 ]  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def alter_state(state: dict[Any, Any], rng: random.Random) -> str:
     if kind == "huge":
         state[key] = torch.zeros(1).expand(10**5, 10**5)
     if kind == "strides" and isinstance(weight, torch.Tensor):
-        state[key] = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
+        state[key] = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
     if kind == "other":
         state[key] = rng.choice([None, 5, "x", [1], torch.zeros(0), torch.zeros(3, device="meta")])
     if kind == "type" and isinstance(weight, torch.Tensor):
@@ -154,7 +156,7 @@ def run(cases: int, seed: int, seconds: float) -> tuple[Counter[str], list[str]]
         for number in range(cases):
             if time.monotonic() > end:
                 break
-            rng = random.Random(f"{seed} {number}")
+            rng = random.Random(f"{seed} {number}")  # noqa: S311
             content = copy.deepcopy(rng.choice(originals))
             done = [alter(content, rng)]
             while rng.random() < 0.4 and not done[-1].startswith("itself"):
@@ -185,7 +187,9 @@ def main() -> int:
     """Run what the command line asks for."""
     words = dict(word.split("=") for word in sys.argv[1:])
     torch.set_num_threads(1)
-    counts, wrong = run(int(words.get("cases", 200)), int(words.get("seed", 0)), float(words.get("seconds", 600)))
+    counts, wrong = run(
+        int(words.get("cases", 200)), int(words.get("seed", 0)), float(words.get("seconds", 600))
+    )
     print(*wrong, *(f"{count:6} {what}" for what, count in counts.items()), sep="\n")
     return bool(wrong)
 

@@ -41,7 +41,7 @@ LOWER = {
         "types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "loggers", "reports",
         "__init__",
     },
-    "cli": {"types", "errors", "files"},
+    "cli": {"types", "errors", "files", "methods"},
 }  # fmt: skip
 """Of each folder, and each file of the ground, what it may import beside its own folder."""
 PROGRAM_ALLOWED = {*LOWER, "__init__"}

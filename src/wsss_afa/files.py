@@ -57,4 +57,6 @@ def check_stored(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         inside = sum(info.file_size for info in archive.infolist())
     if inside > path.stat().st_size:
-        raise ValueError(f"{inside} bytes are packed into {path.stat().st_size}: torch.save does not compress")
+        raise ValueError(
+            f"{inside} bytes are packed into {path.stat().st_size}: torch.save does not compress"
+        )

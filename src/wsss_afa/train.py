@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from wsss_afa.callbacks.binding import RunData, binding_settings
-from wsss_afa.callbacks.resume import resume_point
 from wsss_afa.callbacks.dashboard import Dashboard
 from wsss_afa.callbacks.progress import Summary
 from wsss_afa.callbacks.reproducibility import RunRecord
+from wsss_afa.callbacks.resume import resume_point
 from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.cli.memory import keep_freed_memory
@@ -87,7 +87,9 @@ def main(cfg: DictConfig) -> float:
         cfg.callbacks.best.monitor = "val/map_cls"
     hydra = HydraConfig.get()
     summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
-    trainer = make_trainer(cfg, RunRecord(str(folder), settings, content), Dashboard(str(folder), config), summary)
+    trainer = make_trainer(
+        cfg, RunRecord(str(folder), settings, content), Dashboard(str(folder), config), summary
+    )
     fit(trainer, method, data, start)
     return best_score(trainer)
 

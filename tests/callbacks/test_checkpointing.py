@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, binding_settings
 from wsss_afa.callbacks.checkpoints import (
     DurableCheckpointIO,
     StepCheckpoints,
 )
-from wsss_afa.callbacks.resume import read_checked, resume_point
-from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, binding_settings
 from wsss_afa.callbacks.reproducibility import KeepMetrics
+from wsss_afa.callbacks.resume import read_checked, resume_point
 from wsss_afa.errors import UserError
 from wsss_afa.loggers.metrics_file import MetricsFile, MetricsRows
 from wsss_afa.methods.recipe import RECIPE_KEY
@@ -30,7 +30,14 @@ SETTINGS = {"seed": 0, "data.batch_size": 8}
 
 def content(step, settings=SETTINGS):
     weights = torch.randn(300, generator=torch.Generator().manual_seed(step))
-    return {RECIPE_KEY: {}, "global_step": step, "loops": {}, SETTINGS_KEY: settings, DATA_KEY: {}, "weights": weights}
+    return {
+        RECIPE_KEY: {},
+        "global_step": step,
+        "loops": {},
+        SETTINGS_KEY: settings,
+        DATA_KEY: {},
+        "weights": weights,
+    }
 
 
 def save(folder, name, step, **kwargs):

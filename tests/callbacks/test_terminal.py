@@ -25,7 +25,7 @@ from two_processes import run_as_two
 from wsss_afa import train
 from wsss_afa.callbacks import progress
 from wsss_afa.callbacks.progress import Progress, describe_phases, format_seconds
-from wsss_afa.cli import entry_point as cli
+from wsss_afa.cli import messages
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
 from wsss_afa.types import Phase
@@ -247,13 +247,13 @@ def test_a_module_missing_while_building(name, line, monkeypatch):
     monkeypatch.setattr(train, "make_nothing", fail, raising=False)
     with pytest.raises(hydra.errors.InstantiationException) as caught:
         instantiate({"_target_": "wsss_afa.train.make_nothing"})
-    message = cli._message(caught.value, "train")
-    assert message is None if line is None else message.endswith(f"not installed: {line}")
+    text = messages.message(caught.value, "train")
+    assert text is None if line is None else text.endswith(f"not installed: {line}")
 
 
 def test_every_extra_that_an_error_names_exists():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for package, extra in cli._EXTRAS.items():
+    for package, extra in messages._EXTRAS.items():
         assert any(package in line for line in extras[extra])
 
 

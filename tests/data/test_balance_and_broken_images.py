@@ -57,7 +57,7 @@ def test_data_modules_balance():
     assert len(set(names(True))) < 6
 
 
-# Unreadable images
+# UnreadableError images
 
 
 @pytest.fixture

@@ -25,13 +25,14 @@ FREE = (
     "data.root", "data.cache_dir", "data.num_workers", "data.skip_broken", "backbone.pretrained",
     # how long the run is, how fast, and on what
     "optim.max_steps", "trainer.max_steps", "trainer.max_time", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.precision", "trainer.deterministic", "trainer.benchmark",
-    "backbone.activation_checkpointing", "compile", "deterministic", "patience",
+    "trainer.num_nodes", "trainer.strategy", "trainer.precision", "trainer.deterministic", "deterministic",
+    "trainer.benchmark", "backbone.activation_checkpointing", "compile", "patience",
     # what is watched, said and saved
-    "task", "resume", "trainer.default_root_dir", "trainer.val_check_interval", "trainer.num_sanity_val_steps",
-    "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.profiler",
-    "logger", "callbacks.progress", "callbacks.metrics", "callbacks.finite", "callbacks.steps", "callbacks.stop",
-    "callbacks.best", "callbacks.validate_at_end", "callbacks.results", "callbacks.pictures", "callbacks.monitor",
+    "task", "resume", "logger", "trainer.default_root_dir", "trainer.val_check_interval",
+    "trainer.num_sanity_val_steps", "trainer.log_every_n_steps", "trainer.enable_model_summary",
+    "trainer.enable_progress_bar", "trainer.profiler", "callbacks.progress", "callbacks.metrics",
+    "callbacks.finite", "callbacks.steps", "callbacks.stop", "callbacks.best", "callbacks.validate_at_end",
+    "callbacks.results", "callbacks.pictures", "callbacks.monitor",
 )  # fmt: skip
 """Settings, and groups of them, that a continuation may change."""
 _SHOWN = 3  # names in a message
@@ -101,7 +102,12 @@ class RunData:
 def _images(images: SampleSet) -> Images:
     names = getattr(images, "names", None) or [str(index) for index in range(len(images))]
     tags = [row.tobytes() for row in images.labels]
-    return Images(names, _marks(f"{name}\0".encode(errors="surrogatepass") + row for name, row in zip(names, tags, strict=True)))
+    return Images(
+        names,
+        _marks(
+            f"{name}\0".encode(errors="surrogatepass") + row for name, row in zip(names, tags, strict=True)
+        ),
+    )
 
 
 def _labels(folder: Path) -> Images:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import rank_zero_warn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
@@ -32,7 +34,11 @@ EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130  # EX_TEMPFAIL of sysexits.h, which not
 RESUME_HINT = "the same command with hydra.run.dir=… of this run then goes on from its newest checkpoint"
 """Ends the line of a fault that a run survives."""
 
-_SEVERED = re.compile(r"^Dist\w+Error|gloo/transport|NCCL")
+_SEVERED = re.compile(
+    r"^Dist\w+Error|gloo/transport|NCCL|pair closure|Application timeout|Socket Timeout"
+    r"|Connection (reset|closed|refused)|[Tt]imed out"
+)
+"""How torch and its libraries say that an exchange between processes came to nothing."""
 
 
 class Interruption(Callback):
@@ -217,7 +223,17 @@ def explain(error: Exception, batch_size: int, crop_size: int, accumulation: int
         what = f"{match[0].strip().rstrip('.')}: loader processes mostly die for want of memory"
         hint = f"try fewer than data.num_workers={workers}, or 0 to see an error of its own"
         return f"{what}: {hint}; {RESUME_HINT}"
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {' '.join(text.split())}"
+    if isinstance(error, ValueError) and _comes_from(error, "torch/optim/"):
+        return f"optim: {' '.join(text.split())}"
     if isinstance(error, RuntimeError) and _SEVERED.search(type(error).__name__ + text):
         what = f"another process is gone, stuck or slower than patience allows ({text.splitlines()[0]})"
         return f"{what}: look for a line of its own; {RESUME_HINT}"
     return None
+
+
+def _comes_from(error: Exception, folder: str) -> bool:
+    """Whether a file below such a folder raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and folder in frames[-1].filename.replace(os.sep, "/")

@@ -103,7 +103,7 @@ class Summary(Callback):
         folder, here = Path(directory), Path.cwd()
         self.directory = folder.relative_to(here) if folder.is_relative_to(here) else folder
         self.config, self.data = config, data
-        self._data_words = [word for word in overrides if word.lstrip("+").startswith("data.")]
+        self._words = _kept(overrides)
         self._watched = is_watched()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -183,6 +183,8 @@ class Summary(Callback):
         say("data", f"{self.data}: {_describe_data(data)}")
         say("model", _describe_model(self.config["backbone"], method.net))
         say("phases", f"{describe_phases(self._phases, total)} (steps, from 0)")
+        for line in too_short(method.phases, self.config.get("optim", {}).get("warmup_steps", 0), total):
+            say("warning", line)
         say("batch", _describe_batch(trainer, data))
         say("device", _describe_device(trainer, method.device))
 
@@ -200,12 +202,33 @@ class Summary(Callback):
         files = [self.directory / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
         if files := [file for file in files if file.is_file()]:
             say("weights", ", ".join(map(str, files)))
-            data = shlex.join([f"data={self.data}", *self._data_words])
+            data = shlex.join([f"data={self.data}", *self._words])
+            options = _own_folder()
             parts = (self.config[name]["_target_"] for name in ("method", "backbone"))
             own = ",".join(part for part in parts if not part.startswith("wsss_afa."))
             trust = f" trust=[{own}]" if own else ""
-            say("next", f"python -m wsss_afa.evaluate ckpt={files[0]} {data}{trust}")
-            say("", f"python -m wsss_afa.predict ckpt={files[0]} source=PHOTOS{trust}")
+            ckpt = shlex.join([f"ckpt={files[0]}"])
+            say("next", f"python -m wsss_afa.evaluate {options}{ckpt} {data}{trust}")
+            say("", f"python -m wsss_afa.predict {ckpt} source=PHOTOS{trust}")
+
+
+def _kept(overrides: Sequence[str]) -> list[str]:
+    """What of a training's command line an evaluation reads, too."""
+    training = {f"data.{name}" for name in ("batch_size", "crop_size", "scale", "flip", "balanced", "seed")}
+    names = [word.lstrip("+").partition("=")[0] for word in overrides]
+    wanted = [name == "trainer.accelerator" or name.startswith("data.") for name in names]
+    return [
+        word
+        for word, name, kept in zip(overrides, names, wanted, strict=True)
+        if kept and name not in training
+    ]
+
+
+def _own_folder() -> str:
+    """The option that names a user's folder of settings, as the command line has it."""
+    words = sys.argv[1:]
+    places = [place for place, word in enumerate(words) if word.partition("=")[0] in ("--config-dir", "-cd")]
+    return "".join(shlex.join(words[place : place + 1 + ("=" not in words[place])]) + " " for place in places)
 
 
 def _describe_data(data: TaggedDataModule) -> str:
@@ -229,6 +252,20 @@ def describe_phases(phases: Sequence[Phase], max_steps: int) -> str:
     """Every phase that has a step, with its first and its last."""
     spans = itertools.pairwise((*phases, Phase("", max_steps)))
     return ", ".join(f"{each.name} {each.first}–{end - 1}" for each, (_, end) in spans if end > each.first)
+
+
+def too_short(phases: Sequence[Phase], warmup_steps: int, max_steps: int) -> list[str]:
+    """What a run of so many steps never comes to; a phase that begins at its very end is meant to be so."""
+    late = [phase for phase in phases if phase.first > max_steps]
+    lines = [f"{each.name} begins at step {each.first}, this run ends at {max_steps}" for each in late]
+    remedies = [f"a smaller method.phases.{each.name}" for each in late]
+    if warmup_steps > max_steps:
+        lines.append(f"the learning rate rises until step {warmup_steps}, this run ends at {max_steps}")
+        remedies.append("smaller optim.warmup_steps")
+    return [
+        f"{line}: set {remedy}, or more trainer.max_steps"
+        for line, remedy in zip(lines, remedies, strict=True)
+    ]
 
 
 def _describe_batch(trainer: L.Trainer, data: TaggedDataModule) -> str:

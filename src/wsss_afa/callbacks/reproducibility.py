@@ -18,6 +18,7 @@ from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, RunData
 from wsss_afa.files import write_whole
 from wsss_afa.loggers.metrics_file import MetricsFile, MetricsRows
 
+
 class StepSeeds(Callback):
     """Dropout and drop path as a function of (run's seed, step, micro-batch, process), as the batches are."""
 
@@ -64,7 +65,9 @@ class RunRecord(Callback):
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-            rank_zero_warn(f"{self.path} cannot be read, its earlier starts are lost ({type(error).__name__})")
+            rank_zero_warn(
+                f"{self.path} cannot be read, its earlier starts are lost ({type(error).__name__})"
+            )
             return []
         return starts if isinstance(starts, list) else []
 
@@ -89,7 +92,7 @@ def source_commit() -> str | None:
 
 
 class KeepMetrics(Callback):
-    """Go on with the run directory's earlier ``metrics.csv``, from the row at which the checkpoint was taken."""
+    """Go on with the folder's earlier ``metrics.csv``, from the row at which the checkpoint was taken."""
 
     def __init__(self) -> None:
         self._rows = 0

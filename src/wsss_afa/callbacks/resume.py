@@ -14,13 +14,13 @@ from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, RunData, is_free
 from wsss_afa.errors import UserError
 from wsss_afa.files import check_stored
 from wsss_afa.methods.base import RECIPE_KEY
-from wsss_afa.methods.untrusted import Unreadable, read_plain
+from wsss_afa.methods.untrusted import UnreadableError, read_plain
 
 _OWN = re.compile(r"(best|last|step_\d+)\.ckpt")
 """Names of the files that a run writes."""
 
 
-class Torn(Unreadable):
+class TornError(UnreadableError):
     """A file that was not written to its end, or altered since."""
 
 
@@ -28,8 +28,8 @@ def read_checked(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint, its tensors still on the disk, once every byte's checksum was right.
 
     Raises:
-        Torn: a part of it is missing or altered.
-        Unreadable: it is no checkpoint of a training run.
+        TornError: a part of it is missing or altered.
+        UnreadableError: it is no checkpoint of a training run.
         OSError: the disk does not give it now, which says nothing about the file.
         MemoryError: there is too little for it now.
     """
@@ -40,12 +40,12 @@ def read_checked(path: Path) -> Mapping[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the reader of zip files raises nearly anything on altered bytes
-        raise Torn(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
+        raise TornError(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
     if broken is not None:
-        raise Torn(f"checksum of {broken} is wrong")
+        raise TornError(f"checksum of {broken} is wrong")
     content = read_plain(path, mmap=True)
     if not _of_training(content):
-        raise Unreadable("no checkpoint of a training run")
+        raise UnreadableError("no checkpoint of a training run")
     return content
 
 
@@ -61,9 +61,9 @@ def resume_point(
 ) -> Path | None:
     """The checkpoint that a run starts from, announced in one line; None where it starts anew.
 
-    UserError is raised where the file is missing or damaged, its classes are others, ``auto`` finds a run with
-    other settings or data, or the directory holds checkpoints from beyond the starting point, which this run
-    would mix with its own.
+    UserError is raised where the file is missing or damaged, its classes are others, ``auto`` finds a run
+    with other settings or data, or the directory holds checkpoints from beyond the starting point, which this
+    run would mix with its own.
 
     Args:
         resume: ``auto`` for the newest intact checkpoint in the directory, a file, or None.
@@ -90,7 +90,7 @@ def resume_point(
 
 
 def _intact(directory: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-    """Checkpoints of the directory by step; torn ones, and strange ones of a run's own names, are put aside."""
+    """Checkpoints of the directory by step; torn ones, and strange ones of our names, are put aside."""
     found = []
     for path in sorted(directory.glob("*.ckpt")):
         try:
@@ -98,8 +98,8 @@ def _intact(directory: Path) -> list[tuple[Path, Mapping[str, Any]]]:
                 found.append((path, read_checked(path)))
         except FileNotFoundError:
             continue  # the first process has put it aside
-        except Unreadable as error:
-            if isinstance(error, Torn) or _OWN.fullmatch(path.name):
+        except UnreadableError as error:
+            if isinstance(error, TornError) or _OWN.fullmatch(path.name):
                 rank_zero_warn(f"{path} is damaged and left out, renamed to *.damaged ({error})")
                 rank_zero_only(path.replace)(f"{path}.damaged")
             else:
@@ -119,7 +119,7 @@ def _read_named(path: Path) -> Mapping[str, Any]:
         raise UserError(f"resume={path}: no such file; give auto, null or a .ckpt of a training run")
     try:
         return read_checked(path)
-    except Unreadable as error:
+    except UnreadableError as error:
         raise UserError(f"resume={path}: {error}; resume=auto takes the newest intact one") from error
     except (OSError, MemoryError) as error:
         raise UserError(f"resume={_not_now(path, error)}") from error

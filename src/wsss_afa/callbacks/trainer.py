@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,13 @@ def on_gpu(cfg: DictConfig) -> bool:
 
 
 def make_trainer(cfg: DictConfig, *callbacks: Callback) -> L.Trainer:
-    """Build the Trainer with the configured callbacks and more."""
+    """Build the Trainer with the configured callbacks and more.
+
+    Raises:
+        UserError: its precision is one that affinity and refinement do not have.
+    """
+    if str(cfg.trainer.precision) in ("64", "64-true"):
+        raise UserError("trainer.precision=64-true: affinity and refinement are float32: take 32-true")
     trainer = instantiate(
         cfg.trainer,
         callbacks=[*instantiate(cfg.callbacks).values(), *callbacks],
@@ -46,6 +53,11 @@ def fit(trainer: L.Trainer, method: Method, data: TaggedDataModule, start: Path 
     try:
         trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
     except Exception as error:
+        if start is not None and _while_restoring(error):
+            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            raise UserError(
+                f"{start} does not fit this run ({reason}): give another hydra.run.dir"
+            ) from error
         parts = trainer.accumulate_grad_batches
         advice = explain(error, data.batch_size, data.crop_size, parts, data.num_workers)
         if advice is None:
@@ -55,3 +67,9 @@ def fit(trainer: L.Trainer, method: Method, data: TaggedDataModule, start: Path 
     failed = [path for path in failed if not path.name.startswith("step_")]
     if failed:
         raise UserError(f"{failed[0]} is missing or of an earlier step: make room; {RESUME_HINT}")
+
+
+def _while_restoring(error: Exception) -> bool:
+    """Whether the state of a checkpoint was being handed out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames)

@@ -24,10 +24,10 @@ _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 _held: dict[tuple[int, Path], TextIOWrapper] = {}  # by process: a fork holds nothing
 
 
-class OneRun(Callback):
+class OneRun(Callback):  # type: ignore[misc]  # Hydra has no types
     """Locks the folder of a run, or of a sweep and of each run in it, before Hydra writes into it.
 
-    Hydra turns an exception here into a warning, so a folder that cannot be had ends the program with its line.
+    Hydra turns an exception here into a warning, so a folder that cannot be had ends the program by itself.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -60,7 +60,9 @@ def hold(folder: Path) -> None:
     if not _lock(file):
         file.seek(0)
         owner = file.read().strip() or "another process"
-        sys.exit(f"error: {folder} is in use by {owner}: wait until it has ended, or give another hydra.run.dir")
+        sys.exit(
+            f"error: {folder} is in use by {owner}: wait until it has ended, or give another hydra.run.dir"
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()

@@ -33,7 +33,7 @@ class MetricsFile(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> MetricsRows:  # type: ignore[override]
+    def experiment(self) -> MetricsRows:
         """The rows."""
         return self._rows
 

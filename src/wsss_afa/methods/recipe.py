@@ -31,7 +31,7 @@ from wsss_afa.methods.base import RECIPE_KEY, Method
 from wsss_afa.methods.first_form import is_first_form, renew
 from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
 from wsss_afa.methods.toco import released as toco
-from wsss_afa.methods.untrusted import Unreadable, read_plain
+from wsss_afa.methods.untrusted import UnreadableError, read_plain
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
@@ -159,7 +159,9 @@ class _Plain:
                 self.check(value, depth + 1)
         elif isinstance(config, str) and ("${" in config or config == "???"):
             # Hydra would resolve it, and build what comes out
-            raise UserError(f"the checkpoint has the setting {config[:200]!r}, which is no plain value: refused")
+            raise UserError(
+                f"the checkpoint has the setting {config[:200]!r}, which is no plain value: refused"
+            )
         elif not isinstance(config, str | int | float | None):
             raise UserError(f"the checkpoint has a {type(config).__name__} among its settings: refused")
 
@@ -200,7 +202,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UserError(f"ckpt={path}: no such file; give the path of a checkpoint, such as runs/…/best.ckpt")
     try:
         return read_plain(path)
-    except (Unreadable, OSError, MemoryError) as error:
+    except (UnreadableError, OSError, MemoryError) as error:
         raise UserError(f"ckpt={path}: {str(error) or type(error).__name__}") from error
 
 

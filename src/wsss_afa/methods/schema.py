@@ -1,8 +1,8 @@
 """What a configuration may hold, read off the constructors that it names, before any of them is called.
 
-A setting has the type that its constructor's signature gives it, and a number lies in a range that bounds the
-memory and the time which it can cost: the one of its name in `RANGES`, else the one of its type. Settings that
-no constructor takes are named all at once.
+A setting has the type that its constructor's signature gives it. A number lies in a range that bounds the
+memory and the time which it can cost: the one of its name in `RANGES`, else the one of its type. Settings
+that no constructor takes are named all at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,8 +50,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "tag_smoothing": (0, 1),
     "trainable_from": (0, 1000),
 }
-"""Smallest and largest number of settings by name, in whatever part; of a list or a mapping, for each in it."""
-LENGTHS: Mapping[str, tuple[int, int]] = {"mean": (3, 3), "std": (3, 3), "scales": (1, 16), "dilations": (1, 64)}
+"""Smallest and largest number of settings by name; in a list or a mapping, of each in it."""
+LENGTHS: Mapping[str, tuple[int, int]] = {
+    "mean": (3, 3),
+    "std": (3, 3),
+    "scales": (1, 16),
+    "dilations": (1, 64),
+}
 """How many values a setting has by name; others have at most `MAX_LENGTH`."""
 MAX_LENGTH = 65_536
 OWN = "wsss_afa."
@@ -77,11 +83,27 @@ def check_settings(config: Mapping[str, Any], name: str, bounded: bool = True) -
     settings = {str(key): value for key, value in config.items() if key != "_target_"}
     open_ended = any(each.kind is each.VAR_KEYWORD for each in takes.values())
     if unknown := [] if open_ended else [f"{name}.{key}" for key in settings if key not in takes]:
-        kind = config["_target_"].rpartition(".")[2]
-        raise UserError(f"{', '.join(unknown)}: no setting of {kind}; leave out, as in ~{' ~'.join(unknown)}")
+        are = "is no setting" if len(unknown) == 1 else "are no settings"
+        kind, out = config["_target_"].rpartition(".")[2], f"~{' ~'.join(unknown)} where an experiment has it"
+        raise UserError(f"{', '.join(unknown)} {are} of {kind}: leave out, with {out}")
     for key, value in settings.items():
         if value != "???":
             check_value(value, hints.get(key, Any), f"{name}.{key}", key, bounded)
+
+
+def check_parts(config: Any, name: str = "") -> None:
+    """Compare the types of the settings of all parts in a program's configuration, ours and Lightning's.
+
+    Raises:
+        UserError: see `check_settings`.
+    """
+    if not isinstance(config, Mapping):
+        return
+    if str(config.get("_target_", "")).startswith((OWN, "lightning.")):
+        check_settings(config, name, bounded=False)
+    else:
+        for key, value in config.items():
+            check_parts(value, f"{name}.{key}" if name else str(key))
 
 
 def _locate(target: Any, name: str) -> Callable[..., Any]:
@@ -110,14 +132,28 @@ def check_value(value: Any, hint: Any, name: str, key: str, bounded: bool) -> No
     if isinstance(value, Mapping) and "_target_" in value:
         _check_part(value, hint, name, bounded)
     elif not _fits(value, hint):
-        raise UserError(f"{name}={_shown(value)}, need {describe(hint)}")
+        text = str in _options(hint) and isinstance(value, int | float)
+        remedy = f""": write "{name}='{value}'" """.rstrip() if text else ""
+        raise UserError(f"{name}={_shown(value)}, need {describe(hint)}{remedy}")
     elif isinstance(value, Mapping | list | tuple):
         _check_length(value, name, key if bounded else "")
-        for place, each in value.items() if isinstance(value, Mapping) else enumerate(value):
-            inner = f"{name}.{place}" if isinstance(value, Mapping) else f"{name}[{place}]"
-            check_value(each, Any, inner, key, bounded)
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for (place, each), inner in zip(items, _inner(hint, value), strict=True):
+            path = f"{name}.{place}" if isinstance(value, Mapping) else f"{name}[{place}]"
+            check_value(each, inner, path, key, bounded)
     elif bounded:
         _check_size(value, name, key)
+
+
+def _inner(hint: Any, value: Any) -> list[Any]:
+    """Types of the values in a container of a type."""
+    kind = Mapping if isinstance(value, Mapping) else Sequence
+    for option in _options(hint):
+        origin, inner = typing.get_origin(option), typing.get_args(option)
+        if isinstance(origin, type) and issubclass(origin, kind):
+            fixed = kind is Sequence and len(inner) == len(value) and ... not in inner
+            return list(inner) if fixed else [inner[1 if kind is Mapping else 0]] * len(value)
+    return [Any] * len(value)
 
 
 def _check_part(config: Mapping[str, Any], hint: Any, name: str, bounded: bool) -> None:
@@ -156,22 +192,21 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in _SIMPLE:
         return isinstance(value, hint)
+    if isinstance(hint, type) and issubclass(hint, os.PathLike):
+        return isinstance(value, str)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, each) for each in inner)
     if origin is Literal:
         return value in inner
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(each, inner[1]) for each in value.values())
+        return isinstance(value, Mapping)  # what is in it, comes next
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list | tuple) and _each_fits(value, inner)
-    return not (isinstance(hint, type) and (issubclass(hint, nn.Module) or getattr(hint, "_is_protocol", False)))
-
-
-def _each_fits(values: Sequence[Any], inner: tuple[Any, ...]) -> bool:
-    if len(inner) > 1 and inner[1] is not ...:
-        return len(values) == len(inner) and all(map(_fits, values, inner))
-    return all(_fits(each, inner[0]) for each in values)
+        fixed = len(inner) > 1 and ... not in inner
+        return isinstance(value, list | tuple) and (not fixed or len(value) == len(inner))
+    return not (
+        isinstance(hint, type) and (issubclass(hint, nn.Module) or getattr(hint, "_is_protocol", False))
+    )
 
 
 _SIMPLE: Mapping[Any, str] = {
@@ -181,21 +216,35 @@ _SIMPLE: Mapping[Any, str] = {
 
 def describe(hint: Any) -> str:
     """A type in words."""
+    options = _options(hint)
+    values = [
+        str(value)
+        for each in options
+        if typing.get_origin(each) is Literal
+        for value in typing.get_args(each)
+    ]
+    words = [_describe_one(each) for each in options if typing.get_origin(each) is not Literal]
+    words += [f"one of {', '.join(dict.fromkeys(values))}"] if values else []
+    return " or ".join(dict.fromkeys(words))
+
+
+def _describe_one(hint: Any) -> str:
     if hint in _SIMPLE:
         return _SIMPLE[hint]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(each) for each in inner))
-    if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"names with {describe(inner[1])} for each"
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list, each {describe(inner[0])}"
+        return (
+            f"a list of {len(inner)}"
+            if len(inner) > 1 and ... not in inner
+            else f"a list, each {describe(inner[0])}"
+        )
     return f"a part with _target_, of the kind {getattr(hint, '__name__', hint)}"
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 

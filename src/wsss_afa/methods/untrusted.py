@@ -19,7 +19,7 @@ from wsss_afa.files import check_stored
 _MAX_VALUES, _MAX_DEPTH = 1_000_000, 50
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """What a file holds, or that it is torn; the reason in one line."""
 
 
@@ -27,7 +27,7 @@ def read_plain(path: Path, mmap: bool = False) -> Mapping[str, Any]:
     """Tensors and plain containers of a file, on the CPU; with ``mmap`` tensors stay on the disk until used.
 
     Raises:
-        Unreadable: the file is torn, holds anything else, or asks for more memory than it has bytes.
+        UnreadableError: the file is torn, holds anything else, or asks for more memory than it has bytes.
         OSError: the disk does not give it now; nothing is known of what it holds.
         MemoryError: there is too little for it.
     """
@@ -37,9 +37,9 @@ def read_plain(path: Path, mmap: bool = False) -> Mapping[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the readers of zip files and pickles raise nearly anything
-        raise Unreadable(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
+        raise UnreadableError(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
     if not isinstance(content, Mapping):
-        raise Unreadable(f"holds a {type(content).__name__}, no weights by name")
+        raise UnreadableError(f"holds a {type(content).__name__}, no weights by name")
     _Measure(path.stat().st_size).add(content, 0)
     return content
 
@@ -54,7 +54,7 @@ class _Measure:
         """Count a value that stands so deep, and those in it."""
         self.values -= 1
         if depth > _MAX_DEPTH or self.values < 0:
-            raise Unreadable(f"more than {_MAX_VALUES} values, or {_MAX_DEPTH} levels of them")
+            raise UnreadableError(f"more than {_MAX_VALUES} values, or {_MAX_DEPTH} levels of them")
         if isinstance(content, Tensor):
             self._add_tensor(content)
         elif isinstance(content, Mapping):
@@ -68,7 +68,9 @@ class _Measure:
     def _add_tensor(self, tensor: Tensor) -> None:
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_complex():
-            raise Unreadable(f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}, need plain numbers")
+            raise UnreadableError(
+                f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}, need plain numbers"
+            )
         self.bytes -= tensor.numel() * tensor.element_size()
         if self.bytes < 0:
-            raise Unreadable("its tensors are larger than the file")
+            raise UnreadableError("its tensors are larger than the file")

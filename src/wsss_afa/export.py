@@ -12,6 +12,7 @@ from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.errors import UserError
 from wsss_afa.inference.exportable import FORMATS, PARTS, Exportable, describe, make_program
 from wsss_afa.methods.recipe import load
+from wsss_afa.text import say
 
 
 def find_output(cfg: DictConfig) -> Path:
@@ -44,9 +45,9 @@ def main(cfg: DictConfig) -> float:
     except OSError as error:
         raise UserError(f"output={path} cannot be written ({error}): choose another file") from error
     size = path.stat().st_size
-    print(f"written   {path}, {size / 1e6:.1f} MB")
-    print(f"input     {metadata['input']}; sides from {model.min_side} px")
-    print(f"outputs   {', '.join(model.outputs)}")
+    say("written", f"{path}, {size / 1e6:.1f} MB")
+    say("input", f"{metadata['input']}; sides from {model.min_side} px")
+    say("outputs", ", ".join(model.outputs))
     return float(size)
 
 

@@ -22,6 +22,7 @@ from wsss_afa.data.inspection import Finding, Split, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
 from wsss_afa.reports.inspection import draw_sheet, print_counts, print_findings, write_report
+from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import contact_sheet, save_figure
 
 
@@ -61,11 +62,11 @@ def main(cfg: DictConfig) -> float:
         if cfg[key] is not None and cfg[key] < 0:
             raise UserError(f"{key}={cfg[key]}, need 0 or more: change it")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = plain_console()
     sets, findings = open_sets(cfg)
     read_as = {name: getattr(own, "summary", f"{len(own)} images") for name, own in sets.items()}
     for line in dict.fromkeys(read_as.values()):
-        console.print(f"data      {line}")
+        say("data", line)
     workers = (os.cpu_count() or 1) if cfg.workers is None else cfg.workers
     splits = [open_images(name, images, workers, console) for name, images in sets.items()]
     findings += find_problems(splits)
@@ -76,8 +77,8 @@ def main(cfg: DictConfig) -> float:
     pictures = draw_sheet(sets, splits, cfg.pictures)
     if pictures:
         save_figure(contact_sheet(pictures), folder / "contact_sheet.png")
-        console.print(f"pictures  {folder / 'contact_sheet.png'}")
-    console.print(f"report    {folder / 'report.json'}")
+        say("pictures", folder / "contact_sheet.png")
+    say("report", folder / "report.json")
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
         raise UserError(f"the data has errors ({errors}): mend what is listed above and in report.json")

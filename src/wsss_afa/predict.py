@@ -12,16 +12,16 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
 from rich.progress import track
 
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
-from wsss_afa.inference.image_files import RESULTS, find_images, one_line, output_names
+from wsss_afa.inference.image_files import RESULTS, find_images, output_names
 from wsss_afa.inference.prediction import BACKGROUND
 from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.recipe import load
+from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import voc_palette
 
 
@@ -34,7 +34,7 @@ def predict_all(
         try:
             yield record | predictor(path, tags).save(out, name, cams)
         except UserError as error:
-            yield record | {"error": one_line(error)}
+            yield record | {"error": str(error)}
 
 
 def describe(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def open_folder(out: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"out={one_line(out)} cannot be written ({error.strerror}): set out anew") from error
+        raise UserError(f"out={out} cannot be written ({error.strerror}): set out anew") from error
     return folder
 
 
@@ -77,14 +77,14 @@ def as_list(value: object) -> list[str] | None:
 def report(records: Sequence[dict[str, Any]], left_out: Sequence[Path], out: Path) -> list[str]:
     """Print what was done, and return the errors."""
     errors = [record["error"] for record in records if "error" in record]
-    lines = [f"predicted {len(records) - len(errors)} of {len(records)} images"]
+    say("predicted", f"{len(records) - len(errors)} of {len(records)} images")
     if left_out:
         kinds = Counter(path.suffix.lower() or "no ending" for path in left_out).most_common(9)
-        kind = ", ".join(f"{one_line(suffix)} {count}" for suffix, count in kinds)
-        lines.append(f"left out  {len(left_out)} without the ending of an image: {kind}")
-    lines += [f"failed    {error}" for error in errors]
-    lines.append(f"written   {one_line(out)}")
-    Console().print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+        kind = ", ".join(f"{suffix} {count}" for suffix, count in kinds)
+        say("left out", f"{len(left_out)} without the ending of an image: {kind}")
+    for error in errors:
+        say("failed", error)
+    say("written", out)
     return errors
 
 
@@ -93,7 +93,7 @@ def main(cfg: DictConfig) -> float:
     """Predict all images and return their number; those that fail are printed before the error."""
     if not isinstance(cfg.cams, bool):
         raise UserError(f"cams={cfg.cams}, need true or false: change it")
-    out, tags, console = open_folder(cfg.out), as_list(cfg.tags), Console()
+    out, tags, console = open_folder(cfg.out), as_list(cfg.tags), plain_console()
     images, left_out = find_images(as_list(cfg.source) or [], out)
     predictor = open_predictor(cfg)
     predictor.choose(tags)

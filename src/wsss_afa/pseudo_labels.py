@@ -25,6 +25,7 @@ from wsss_afa.inference.label_writer import LabelWriter, WholeImages
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
 from wsss_afa.methods.recipe import load
 from wsss_afa.models.weights import weights_sha256
+from wsss_afa.text import say
 
 _LOADING = (
     "batch_size", "crop_size", "num_workers", "scale", "flip", "seed", "balanced", "skip_broken", "window",
@@ -80,9 +81,9 @@ def write(
     trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        print(f"labels    {folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
+        say("labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
         if coco:
-            print(f"labels    {folder.root / COCO_FILE}")
+            say("labels", folder.root / COCO_FILE)
     return float(count)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.errors import UserError
@@ -13,6 +12,7 @@ from wsss_afa.files import write_whole
 from wsss_afa.reports.figures import draw_curves, draw_scores
 from wsss_afa.reports.sweep import find_runs
 from wsss_afa.reports.table import VALIDATIONS, make_rows, tabulate, write_csv, write_markdown
+from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import save_figure
 
 FILE = "sweep_report"
@@ -45,9 +45,8 @@ def main(cfg: DictConfig) -> float:
             save_figure(figure, out / name)
     except OSError as error:
         raise UserError(f"out={out} cannot be written ({error}): choose another folder") from error
-    console = Console(soft_wrap=True)
-    console.print(text, markup=False, highlight=False, end="")
-    console.print(f"\nreport  {out}/{FILE}.md, .csv, .png", markup=False, highlight=False)
+    plain_console().print(text)
+    say("report", f"{out / FILE}.md, .csv, " + ", ".join(figures))
     if problems and cfg.strict:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"strict=true, and not all is there: {problems[0]}{more}; see {out}/{FILE}.md")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wsss_afa.files import write_whole
+from wsss_afa.text import printable
 from wsss_afa.types import IGNORE_INDEX
 
 _CELL, _GAP, _LINE, _ENTRY = 1.7, 0.04, 0.25, 1.25
@@ -54,10 +55,12 @@ def voc_palette(count: int = 256) -> NDArray[np.uint8]:
 def paint_label(
     image: NDArray[np.uint8], label: NDArray[np.integer], alpha: float = 0.75
 ) -> NDArray[np.uint8]:
-    """Lay the colours of a label (H, W) over the grey image (H, W, 3); ignored pixels are whitened."""
+    """Lay the colours of a label (H, W) over the grey image (H, W, 3); ignored pixels are hatched."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     colours = voc_palette()[np.clip(label, 0, 255)].astype(np.float64)
-    colours[label == IGNORE_INDEX] = 255
+    stripe = max(2, round(max(label.shape) / 64))  # pixels: to be seen on small pictures, too
+    hatching = np.indices(label.shape).sum(0) // stripe % 2 * 191 + 64
+    colours[label == IGNORE_INDEX] = hatching[label == IGNORE_INDEX, None]
     share = np.where(label == 0, 0.0, alpha)[..., None]
     mixed: NDArray[np.uint8] = (grey * (1 - share) + colours * share).round().astype(np.uint8)
     return mixed
@@ -104,7 +107,8 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figu
     axis = figure.add_subplot(facecolor="lightgrey", xlabel="predicted", ylabel="true")
     shown = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")
     size = max(4.0, min(9.0, 550 / len(names)))
-    short = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
+    whole = map(printable, names)
+    short = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in whole]
     axis.set_xticks(range(len(names)), short, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(range(len(names)), short, fontsize=size, parse_math=False)
     figure.colorbar(shown, ax=axis, shrink=0.7, label="share of the true class's pixels")
@@ -148,6 +152,7 @@ def add_legend(picture: NDArray[np.uint8], classes: Sequence[tuple[int, str]]) -
 
     The result (H', W', 3) is wider than the picture only where a name would not fit.
     """
+    classes = [(label, printable(name)) for label, name in classes]
     height, width = picture.shape[:2]
     size = max(12, width // 50)  # of the letters, in pixels
     font = ImageFont.truetype(findfont("DejaVu Sans"), size)
@@ -182,8 +187,9 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
     inner = _CELL - 2 * _GAP
     heights = [inner * panels[0].pixels.shape[0] / panels[0].pixels.shape[1] for _, panels in rows]
     palette = voc_palette() / 255
-    handles = [Patch(color=palette[label], label=name) for label, name in classes]
-    handles.append(Patch(facecolor="white", edgecolor="grey", label="ignored"))
+    handles = [Patch(color=palette[label]) for label, _ in classes]
+    handles.append(Patch(facecolor="white", edgecolor="grey", hatch="////"))
+    names = [*(printable(name) for _, name in classes), "ignored"]
     in_line = max(1, min(len(handles), int(_CELL * columns / _ENTRY)))
     foot = _LINE * (-(-len(handles) // in_line) + 0.5)
     width, top = _CELL * columns, _LINE + sum(height + _LINE for height in heights) + foot
@@ -199,8 +205,15 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Panel]]], classes: Sequence[
             extent = (left, left + inner, edge - height, edge)
             axis.imshow(panel.pixels, interpolation="nearest", aspect="auto", extent=extent)
         edge -= height + _LINE
-        axis.text(_GAP, edge + _LINE - 0.05, caption, fontsize=8, va="top", parse_math=False)
-    figure.legend(handles=handles, loc="lower center", ncols=in_line, fontsize=8, frameon=False)
+        axis.text(_GAP, edge + _LINE - 0.05, printable(caption), fontsize=8, va="top", parse_math=False)
+    legend = figure.legend(
+        handles, map(str, range(len(names))), loc="lower center", ncols=in_line, fontsize=8
+    )
+    legend.set_frame_on(False)
+    for text, name in zip(
+        legend.get_texts(), names, strict=True
+    ):  # as a label, `_x` is hidden and `$` formula
+        text.set(text=name, parse_math=False)
     return figure
 
 
@@ -213,7 +226,8 @@ def contact_sheet(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: in
         axis.set_axis_off()
     for axis, (caption, pixels) in zip(axes, pictures, strict=False):
         axis.imshow(pixels)
-        axis.set_title(caption, fontsize=7, parse_math=False)
+        lines = caption.split("\n")
+        axis.set_title("\n".join(map(printable, lines)), fontsize=7, parse_math=False)
     return figure
 
 

@@ -20,6 +20,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.inference.voc_results import check, pack, results_folder
 from wsss_afa.methods.recipe import load
+from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import save_label
 
 ARCHIVE = "results.tgz"
@@ -50,7 +51,7 @@ def predict_all(cfg: DictConfig, images: VOC, inside: PurePosixPath, console: Co
         pack(out / inside, inside, out / ARCHIVE)
     except OSError as error:
         raise UserError(f"out={out} cannot be written ({error}): set out to another folder") from error
-    console.print(f"written   {out / ARCHIVE}")
+    say("written", out / ARCHIVE)
     return out / ARCHIVE
 
 
@@ -62,16 +63,16 @@ def main(cfg: DictConfig) -> float:
         UserError: They have problems; these are printed before.
     """
     inside = results_folder(cfg.competition, cfg.split)
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = plain_console()
     images = VOC(cfg.data.root, cfg.split)
     path = predict_all(cfg, images, inside, console) if cfg.check is None else Path(cfg.check).expanduser()
     problems = check(path, inside, images, console)
     for problem in problems:
-        console.print(f"problem   {problem}")
+        say("problem", problem)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise UserError(f"{path} has {count}: mend what is listed above")
-    console.print(f"checked   {path}: {len(images)} results, nothing to mend")
+    say("checked", f"{path}: {len(images)} results, nothing to mend")
     return float(len(images))
 
 

@@ -15,7 +15,7 @@ from painter import NAMES, run_predict, save_checkpoint, scene
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor, Sizes
-from wsss_afa.predict import find_images, one_line, open_predictor, output_names
+from wsss_afa.predict import find_images, open_predictor, output_names
 from wsss_afa.visualize import voc_palette
 
 
@@ -201,10 +201,6 @@ def test_an_interruption_while_writing_leaves_no_half_file(checkpoint, photos, t
 def test_results_do_not_go_among_the_images(photos):
     with pytest.raises(UserError, match="is the folder of the images"):
         find_images([str(photos)], photos)
-
-
-def test_lines_stay_lines():
-    assert one_line("a\nb\x1b[2J\udcff é 犬") == "a\\nb\\x1b[2J\\udcff é 犬"
 
 
 def test_an_image_that_fails_is_told_and_costs_no_other(checkpoint, photos, tmp_path, capsys):

@@ -9,12 +9,12 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from torch import Tensor
 
 from wsss_afa.loggers.dashboards import step_of, tell
 from wsss_afa.methods.base import Method
 from wsss_afa.ops.images import to_rgb
+from wsss_afa.text import say
 from wsss_afa.types import Batch
 from wsss_afa.visualize import Panel, Scene, paint_scene, picture_grid, save_figure, to_pixels
 
@@ -78,7 +78,7 @@ class Pictures(Callback):
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say where the last picture is."""
         if self.last is not None:
-            Console().print(f"pictures  {self.last}", soft_wrap=True)
+            say("pictures", self.last)
 
     def _draw(self, trainer: L.Trainer, scenes: list[Scene], names: list[str], stem: str, title: str) -> Path:
         classes = [(label, names[label]) for label in sorted(self._classes)]

@@ -19,13 +19,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from rich import get_console
 from rich.console import Console
 
 from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.methods.base import Method
 from wsss_afa.metrics import titles
+from wsss_afa.text import say
 from wsss_afa.types import Phase
 
 SILENCE = 300.0
@@ -38,11 +38,6 @@ def is_watched() -> bool:
     """Whether the output is a terminal that can draw, or a notebook; not so the log of a cluster's job."""
     console = Console()
     return console.is_jupyter or (console.is_interactive and sys.stdout.isatty())
-
-
-def say(word: str, text: str) -> None:
-    """Print one line that begins with a word, above the progress bar if there is one."""
-    get_console().print(f"{word:<9} {text}", soft_wrap=True, markup=False, highlight=False)
 
 
 def format_seconds(seconds: float) -> str:

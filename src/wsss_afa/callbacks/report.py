@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from torch import Tensor, distributed
 
 import wsss_afa
@@ -25,6 +24,7 @@ from wsss_afa.methods.base import Method
 from wsss_afa.metrics import COLUMNS, class_iou, count_pairs, titles
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
+from wsss_afa.text import printable, say
 from wsss_afa.types import IGNORE_INDEX, Batch
 
 T = TypeVar("T")
@@ -111,10 +111,9 @@ class Report(Callback):
         pictures = self._gather_pictures()
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        names = pl_module.recipe["class_names"]  # folders may be called by what is no UTF-8: it is escaped
         evaluation = Evaluation(
             facts=self._facts(trainer, pl_module, seen, masked),
-            class_names=[name.encode("utf-8", "backslashreplace").decode() for name in names],
+            class_names=list(map(printable, pl_module.recipe["class_names"])),
             confusion={sources[each]: matrix for each, matrix in matrices.items()},
             average_precision=precision,
             pictures=pictures,
@@ -129,7 +128,7 @@ class Report(Callback):
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Say where the report is."""
         if self._written:
-            Console().print(f"report    {self.directory / 'report.html'}", soft_wrap=True)
+            say("report", self.directory / "report.html")
 
     def _gather_pictures(self) -> dict[str, list[Shot]]:
         ranked, unscored = self._shortlist.ranked, self._shortlist.unscored

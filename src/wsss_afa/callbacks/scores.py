@@ -15,6 +15,7 @@ from rich.table import Table
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
 from wsss_afa.metrics import titles
+from wsss_afa.text import plain_console, printable, say
 
 
 class ValidateAtEnd(Callback):
@@ -63,13 +64,12 @@ class Results(Callback):
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Print the table of the last validation once everything is done."""
         if trainer.is_global_zero and self.results:
-            console = Console()
             record = self.results.get("last", self.results)
             of = self.checkpoint or f"step {record['step']}"
-            console.print(f"scores    of {of} on {self.results['split']}", soft_wrap=True)
-            console.print(f"protocol  {self.results['protocol']}", soft_wrap=True)
-            print_table(record, console)
-            console.print(f"scores    {self.path}", soft_wrap=True)
+            say("scores", f"of {of} on {self.results['split']}")
+            say("protocol", self.results["protocol"])
+            print_table(record, plain_console())
+            say("scores", self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Best and last so far, for a resumed run."""
@@ -102,7 +102,7 @@ def print_table(record: dict[str, Any], console: Console) -> None:
         table.add_column(title, justify="right")
     for name, iou in record["iou"]["seg"].items():
         if iou is not None:
-            table.add_row(name, *(f"{record['iou'][source][name]:.1f}" for source in sources))
+            table.add_row(printable(name), *(f"{record['iou'][source][name]:.1f}" for source in sources))
     table.add_section()
     table.add_row("mean", *(f"{record[f'val/miou_{source}']:.1f}" for source in sources), style="bold")
-    console.print(table)
+    console.print(table, soft_wrap=False)

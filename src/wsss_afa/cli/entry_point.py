@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from wsss_afa.cli.help_page import help_page
 from wsss_afa.cli.messages import message, overrides
 from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.errors import UserError
+from wsss_afa.text import printable
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], Callable[[], None]]:
@@ -48,6 +50,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
             started = False
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
             _quieten()
+            _write_all_characters()
             try:
                 refuse_renamed(sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
@@ -73,7 +76,7 @@ def _stop(error: Exception, config_name: str) -> NoReturn:
     text = message(error, config_name)
     if text is None:
         raise error
-    sys.exit(f"error: {text}")
+    sys.exit(f"error: {printable(text)}")
 
 
 def _check(cfg: DictConfig) -> None:
@@ -102,3 +105,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches")  # runs of few steps
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # masks were added
     warnings.filterwarnings("ignore", message=".*sync_dist=True")  # scores are of all processes already
+
+
+def _write_all_characters() -> None:
+    """Let what the output's encoding lacks, such as Greek on a Windows console, be escaped; it would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

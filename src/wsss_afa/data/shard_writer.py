@@ -27,6 +27,7 @@ from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shards import MANIFEST, Entry, Manifest, Member, Shard, Split
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
+from wsss_afa.text import say
 from wsss_afa.types import Sample
 
 
@@ -42,8 +43,8 @@ def pack(data: TaggedDataModule, out: Path, shards: int, splits: list[str]) -> i
     say_skipped(broken)
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards) / 1e6
-        print(f"{name:<9} {split.images} images in {len(split.shards)} shards, {size:.1f} MB")
-    print(f"written   {out}; train with data=streaming data.root={out}")
+        say(name, f"{split.images} images in {len(split.shards)} shards, {size:.1f} MB")
+    say("written", f"{out}; train with data=streaming data.root={out}")
     return sum(split.images for split in manifest.splits.values())
 
 

@@ -29,6 +29,7 @@ from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.images import read_image, read_mask
 from wsss_afa.data.sampler import DrawSampler
 from wsss_afa.errors import UserError
+from wsss_afa.text import say
 from wsss_afa.types import Sample
 
 MANIFEST = "manifest.json"
@@ -274,7 +275,7 @@ class StreamingDataModule(TaggedDataModule):
         """Say what was found."""
         root, splits = self._manifest.root, self._manifest.splits
         found = [f"{own.images} {name} in {len(own.shards)} shards" for name, own in splits.items()]
-        print(f"data      {root}: {'; '.join(found)}; {self.num_classes} classes")
+        say("data", f"{root}: {'; '.join(found)}; {self.num_classes} classes")
 
     def make_set(self, split: str) -> ShardSet:
         """The images of a split with their tags and, if it has any, masks."""

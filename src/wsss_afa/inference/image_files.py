@@ -28,14 +28,14 @@ def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Pat
     left_out: list[Path] = []
     for path in (path for source in sources for path in _expand(source)):
         if os.path.isdir(path) and path.resolve() == out.resolve():
-            raise UserError(f"out={one_line(out)} is the folder of the images, need another: change it")
+            raise UserError(f"out={out} is the folder of the images, need another: change it")
         for file in _walk(path) if os.path.isdir(path) else [path]:
             if file == path or file.suffix.lower() in _PHOTO_SUFFIXES or file.is_dir():
                 taken.setdefault(os.path.abspath(file), file)
             else:
                 left_out.append(file)
     if not taken:
-        what = ", ".join(map(one_line, sources))
+        what = ", ".join(sources)
         raise UserError(f"source={what} has no image, need files such as .jpg or .png: mend the path")
     return list(taken.values()), left_out
 
@@ -46,7 +46,7 @@ def _expand(source: str) -> list[Path]:
         return [path]
     if matches := sorted(glob.glob(str(path), recursive=True)) if source else []:
         return [Path(match) for match in matches]
-    raise UserError(f"source={one_line(source)} matches no file: mend the path or the pattern")
+    raise UserError(f"source={source} matches no file: mend the path or the pattern")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -75,8 +75,3 @@ def output_names(images: Sequence[Path]) -> list[str]:
         unique = count[stem] == 1 + (not suffix) and f"{stem}.png" not in folders
         names.append(stem if unique else name)
     return names
-
-
-def one_line(text: object) -> str:
-    """The text with line ends, and what else no terminal prints, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsss_afa.data.images import encode_png
 from wsss_afa.errors import UserError
 from wsss_afa.ops.images import resize
+from wsss_afa.text import printable, tidy
 from wsss_afa.visualize import add_legend, paint_heat, paint_label, save_label, save_picture
 
 BACKGROUND = "background"
@@ -25,7 +27,7 @@ BACKGROUND = "background"
 _BAND = 512  # rows that are painted at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """What the network makes of one image, at the image's own size, upright."""
 
@@ -47,6 +49,19 @@ class Prediction:
     _probabilities: Tensor = field(repr=False)  # (G, h, w)
     _locate: Callable[[Sequence[int]], Tensor] = field(repr=False)
     _cams: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        """What was found, in one line."""
+        height, width = self.label.shape
+        shares = (
+            f"{printable(name)} {self.areas[1 + self.class_names.index(name)]:.1%}" for name in self.found
+        )
+        found = ", ".join(shares) or "background alone"
+        return f"Prediction({printable(self.name)!r}, {width}×{height} pixels: {found})"
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, which notebooks draw."""
+        return encode_png(self.overlay())
 
     def probability(self, name: str) -> NDArray[np.float32]:
         """Probability (H, W) in [0, 1] of a class, or of ``background``; 0 for classes that no tag names.
@@ -112,6 +127,8 @@ def class_index(name: str, class_names: Sequence[str]) -> int:
     """Which foreground class has this name; a `UserError` if none has."""
     if name in class_names:
         return list(class_names).index(name)
+    if (same := tidy(str(name))) in class_names:
+        return list(class_names).index(same)
     near = difflib.get_close_matches(str(name), class_names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(class_names)}"
     raise UserError(f"{name!r} is no class of this checkpoint; {hint}")

@@ -27,6 +27,7 @@ from wsss_afa.inference.tiling import Grid, TiledNet
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import load
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
+from wsss_afa.text import printable
 
 MAX_PIXELS = 178_956_970
 """Of an image; Pillow itself opens none that is larger."""
@@ -89,6 +90,12 @@ class Predictor:
         self.grid = Grid(reductions[0], max(reductions))
         if self.sizes.tile is not None and self.sizes.tile < self.min_side:
             raise UserError(f"tile={self.sizes.tile}, need {self.min_side} pixels or more: raise it")
+
+    def __repr__(self) -> str:
+        """The method, its classes and the device, in one line."""
+        names = ", ".join(map(printable, self.class_names[:5])) + ", …" * (len(self.class_names) > 5)
+        method = type(self.method).__name__
+        return f"Predictor({method} of {len(self.class_names)} classes: {names}; on {self.device})"
 
     @classmethod
     def from_checkpoint(

@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.text import say
 from wsss_afa.types import IGNORE_INDEX, Batch
 from wsss_afa.visualize import save_figure
 
@@ -92,13 +93,10 @@ def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], conso
     console.print(table)
     scores = ", ".join(f"{score:g}" for score in chosen["background"])
     share = f"{chosen['labelled']:.1f} % of pixels that get a label"
-    lines = [
-        f"chosen    background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}",
-        f"best      background={best['background']:g}: mIoU {best['miou']:.1f}",
-        f"sweep     {folder / 'sweep.json'}",
-        f"curve     {folder / 'sweep.png'}",
-    ]
-    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+    say("chosen", f"background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}")
+    say("best", f"background={best['background']:g}: mIoU {best['miou']:.1f}")
+    say("sweep", folder / "sweep.json")
+    say("curve", folder / "sweep.png")
 
 
 def draw_curve(results: dict[str, Any], source: str) -> Figure:

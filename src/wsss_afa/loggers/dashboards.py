@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsss_afa.text import printable
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.visualize import Scene, paint_scene
 
@@ -48,22 +51,24 @@ class WandbScreen(Screen):
         """Labels are masks over the image with the names of their classes; heat maps are images."""
         import wandb
 
-        names = {**dict(enumerate(classes)), IGNORE_INDEX: "ignored"}
+        names = {**dict(enumerate(map(printable, classes))), IGNORE_INDEX: "ignored"}
         shown: dict[str, list[Any]] = {}
-        for scene in scenes:
+        for scene in map(partial(_letterboxed, size=_common_size(scenes)), scenes):
             labels = {title: layer for title, layer in scene.layers.items() if layer.dtype.kind != "f"}
             masks = {
                 title: {"mask_data": layer.astype(np.uint8), "class_labels": names}
                 for title, layer in labels.items()
             }
             if masks:
-                image = wandb.Image(scene.image, caption=scene.caption, masks=masks, file_type="jpg")
+                image = wandb.Image(
+                    scene.image, caption=printable(scene.caption), masks=masks, file_type="jpg"
+                )
                 shown.setdefault(f"{section}/labels", []).append(image)
             for panel in paint_scene(scene):
                 if panel.title in scene.layers and panel.title not in masks:
                     heat = Image.fromarray(panel.pixels)
                     heat.thumbnail((_SIDE, _SIDE))
-                    each = wandb.Image(heat, caption=scene.caption, file_type="jpg")
+                    each = wandb.Image(heat, caption=printable(scene.caption), file_type="jpg")
                     shown.setdefault(f"{section}/{panel.title}", []).append(each)
         self.logger.log_metrics(shown, step)
 
@@ -77,12 +82,21 @@ class WandbScreen(Screen):
         """Show a table that can be sorted, and compared between runs and steps."""
         import wandb
 
-        self.logger.log_metrics({name: wandb.Table(list(columns), [list(row) for row in rows])}, step)
+        self.logger.log_metrics(
+            {
+                name: wandb.Table(
+                    list(columns),
+                    [[printable(each) if isinstance(each, str) else each for each in row] for row in rows],
+                )
+            },
+            step,
+        )
 
     def confusion(self, name: str, counts: NDArray[np.int64], classes: Sequence[str], step: int) -> None:
         """Show W&B's own confusion matrix; pairs that never occur are left out."""
         import wandb
 
+        classes = list(map(printable, classes))
         columns = ["Actual", "Predicted", "nPredictions"]
         pairs = [[classes[i], classes[j], int(counts[i, j])] for i, j in np.argwhere(counts)]
         table, fields = wandb.Table(columns=columns, data=pairs), {column: column for column in columns}
@@ -100,6 +114,19 @@ class WandbScreen(Screen):
         run.log_artifact(artifact, aliases=list(aliases))
 
 
+def _common_size(scenes: Sequence[Scene]) -> tuple[int, int]:
+    """(H, W) that holds all images; W&B draws a whole list at the size of its first."""
+    heights, widths = zip(*(scene.image.shape[:2] for scene in scenes), strict=True)
+    return max(heights), max(widths)
+
+
+def _letterboxed(scene: Scene, size: tuple[int, int]) -> Scene:
+    """The scene on a black canvas (H, W), in the upper left corner; labels are 0 beyond the image."""
+    below, right = (full - side for full, side in zip(size, scene.image.shape[:2], strict=True))
+    layers = {title: np.pad(layer, ((0, below), (0, right))) for title, layer in scene.layers.items()}
+    return scene._replace(image=np.pad(scene.image, ((0, below), (0, right), (0, 0))), layers=layers)
+
+
 class TensorBoardScreen(Screen):
     """TensorBoard: whole pictures, and tables as text."""
 
@@ -115,7 +142,9 @@ class TensorBoardScreen(Screen):
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, float):
+        return "" if value is None else f"{value:.1f}"
+    return re.sub(r"([\\`*_{}\[\]<>()#+.!|~&-])", r"\\\1", printable(value))  # as text, not as Markdown
 
 
 def screens(trainer: L.Trainer) -> list[Screen]:

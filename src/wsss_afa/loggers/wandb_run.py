@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
+from wsss_afa.text import say
+
 _HOST = "https://api.wandb.ai"
 _SCORES = ("val/miou_cam", "val/miou_affinity", "val/miou_seg", "val/map_cls")  # best beside last shown
 
@@ -89,9 +91,9 @@ class RunFolderWandbLogger(WandbLogger):
         if run.settings.mode == "offline":
             why = f" ({self._without})" if self._without else ""
             folder = shlex.quote(str(Path(run.dir).parent))
-            print(f"wandb     offline{why}, upload with: wandb sync {folder}", flush=True)
+            say("wandb", f"offline{why}, upload with: wandb sync {folder}")
         elif run.url:
-            print(f"wandb     {run.url}", flush=True)
+            say("wandb", run.url)
 
 
 def _earlier_id(folder: Path) -> str | None:

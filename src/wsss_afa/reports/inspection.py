@@ -18,6 +18,7 @@ from wsss_afa.data.images import shrink
 from wsss_afa.data.inspection import Finding, Split, choose, describe, name_tags
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.files import write_whole
+from wsss_afa.text import printable, say
 from wsss_afa.visualize import paint_label
 
 MAX_ROWS = 30  # classes in the printed table
@@ -45,7 +46,7 @@ def print_counts(splits: list[Split], console: Console) -> None:
     counts = pd.DataFrame({name: report["classes"] for name, report in reports.items()})
     counts = counts.iloc[np.argsort(-counts.sum(axis=1), kind="stable")]
     for row in counts[:MAX_ROWS].itertuples():
-        table.add_row(*map(str, row))
+        table.add_row(*map(printable, row))
     if len(counts) > MAX_ROWS:
         table.add_row(f"… {len(counts) - MAX_ROWS} more")
     table.add_section()
@@ -56,7 +57,7 @@ def print_counts(splits: list[Split], console: Console) -> None:
     for name, report in reports.items():
         for label, text in _lines(report).items():
             if text:
-                console.print(f"{name:<6}{label:<11} {text}")
+                console.print(printable(f"{name:<6}{label:<11} {text}"))
 
 
 def _lines(report: dict[str, Any]) -> dict[str, str]:
@@ -81,7 +82,7 @@ def print_findings(findings: list[Finding], listed: int, console: Console) -> No
         own = [finding.message for finding in findings if finding[:2] == (level, kind)]
         more = [f"… {len(own) - listed} more of this kind in report.json"] if len(own) > listed else []
         for message in own[:listed] + more:
-            console.print(f"{level:<9} {message}")
+            say(level, message)
     if not findings:
         console.print("nothing to mend")
 

@@ -30,6 +30,7 @@ from wsss_afa.data.folder.split import stratified_split
 from wsss_afa.data.folder.tags import SPLITS, Row, Table
 from wsss_afa.data.images import all_of, read_image, read_mask, shrink
 from wsss_afa.errors import UserError
+from wsss_afa.text import say
 from wsss_afa.types import IGNORE_INDEX, Sample
 
 UNUSED = "(unused)"  # name of the class that takes the place of a 255th: no image has it
@@ -257,7 +258,7 @@ class FolderDataModule(TaggedDataModule):
 
     def prepare_data(self) -> None:
         """Say what was found and how it was read."""
-        print(f"data      {self._content.summary}")
+        say("data", self._content.summary)
 
     def make_set(self, split: str) -> TaggedFolder:
         """The photos of a split with their tags and, for ``val``, masks if there are any."""

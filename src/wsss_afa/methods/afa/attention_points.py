@@ -38,8 +38,8 @@ def attention_of(tokens: AffinityTokens, index: int, token: int) -> Tensor:
 def look(walk: Walk, index: int) -> list[Point]:
     """For every class of an image the point where its activation is highest.
 
-    Attention is shown relative to its largest value and the propagated map stretched to [0, 1]; affinity is
-    shown as it is, beyond the radius of propagation as well.
+    Attention and the propagated map are stretched from their lowest to their highest value; affinity is shown
+    as it is, beyond the radius of propagation as well.
     """
     positions = walk.classes.present[index].nonzero().flatten().tolist()[1:]  # without background
     return [_look(walk, index, position) for position in positions]
@@ -52,11 +52,9 @@ def _look(walk: Walk, index: int, position: int) -> Point:
     y, x = divmod(int(cam.argmax()), width)
     token = (y * h // height) * w + x * w // width
     attention = attention_of(walk.activation.tokens, index, token)
-    on_grid = [
-        attention / attention.amax(),
-        walk.affinity[index, token].view(h, w).float(),
-        normalize_cam(walk.scores[index : index + 1, position : position + 1].float())[0, 0],
-    ]
+    propagated = walk.scores[index, position].float()
+    stretched = normalize_cam(torch.stack([attention / attention.amax(), propagated])[None])[0]
+    on_grid = [stretched[0], walk.affinity[index, token].view(h, w).float(), stretched[1]]
     full = resize(torch.stack(on_grid)[None], (height, width))
     titles = ("attention", "affinity", "propagated CAM")
     return Point(channel, (y, x), {"CAM": cam} | dict(zip(titles, full[0], strict=True)))

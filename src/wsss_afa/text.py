@@ -1,0 +1,79 @@
+"""Text that people name (classes, files, settings): one form for reading it, one for showing it.
+
+Names come from tables, folders and checkpoints of anybody. `tidy` gives those that mean the same one
+spelling, `look` tells which would look alike, and terminals, pictures and pages are given `printable` text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rich import get_console
+from rich.console import Console
+
+_BLANKS = "\u2800"  # Braille without a dot; what else is blank, Python knows
+_INVISIBLE = "\u034f\u115f\u1160\u3164\uffa0"  # letters and marks that show nothing
+_TWINS = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u03bf\u03bd\u2019\u2018\u02bc",
+    "aeopcyxijshdov'''",
+)  # Cyrillic, Greek and quotation marks, and their Latin twins
+
+
+def printable(text: object) -> str:
+    """The text as one line that shows all of it.
+
+    Line ends, escape sequences, invisible characters and bytes that are no text are escaped as in Python;
+    everything else stays. Doing it twice changes nothing.
+
+    Examples:
+        >>> printable("caf\\udce9 [/b] \\x1b[31m")
+        'caf\\\\udce9 [/b] \\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(word: str, text: object) -> None:
+    """Print one line that begins with a word, above the progress bar if there is one."""
+    line = f"{word:<9} {printable(text)}"
+    get_console().print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
+def plain_console() -> Console:
+    """A terminal on which text is text: no markup, no emoji names, and nothing is coloured by guess."""
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def tidy(name: str) -> str:
+    """The one form of a name, which is printable: composed (NFC), single blanks, nothing invisible.
+
+    Examples:
+        >>> tidy("hot\\u00a0 do\\u200bg ") == "hot dog"
+        True
+    """
+    seen = (character for character in unicodedata.normalize("NFC", name) if not _hidden(character))
+    spaced = "".join(" " if character in _BLANKS else character for character in seen)
+    return printable(" ".join(spaced.split()))
+
+
+def look(name: str) -> str:
+    """A key that is equal for names which people take for the same, whatever their case, width and script.
+
+    Examples:
+        >>> look("\\u0421\\u200bat") == look("cat")  # the first letter is Cyrillic
+        True
+    """
+    plain = unicodedata.normalize("NFKC", tidy(name)).casefold().translate(_TWINS)
+    return "".join("-" if unicodedata.category(character) == "Pd" else character for character in plain)
+
+
+def told_apart(one: str, other: str) -> str:
+    """Two names for a message; what differs but looks the same is escaped."""
+    if one.lower() != other.lower() and look(one) == look(other):
+        return f"{one!a} and {other!a}"
+    return f"{printable(one)!r} and {printable(other)!r}"
+
+
+def _hidden(character: str) -> bool:
+    kind = unicodedata.category(character)
+    selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return (kind == "Cf" or selector or character in _INVISIBLE) and not character.isspace()

@@ -69,7 +69,8 @@ def main(cfg: DictConfig) -> float:
         say("data", line)
     workers = (os.cpu_count() or 1) if cfg.workers is None else cfg.workers
     splits = [open_images(name, images, workers, console) for name, images in sets.items()]
-    findings += find_problems(splits)
+    doubts = dict.fromkeys(doubt for own in sets.values() for doubt in getattr(own, "doubts", ()))
+    findings += [*find_problems(splits), *(Finding("warning", "reading", doubt) for doubt in doubts)]
     data = OmegaConf.to_container(cfg.data, resolve=True)
     write_report(folder / "report.json", splits, findings, data=data, read_as=read_as)
     print_counts(splits, console)

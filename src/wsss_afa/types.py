@@ -25,6 +25,8 @@ from torch import Tensor
 
 IGNORE_INDEX = 255
 """Mask value of pixels that neither losses nor metrics count."""
+MAX_CLASSES = IGNORE_INDEX - 1
+"""Most foreground classes that labels of 8 bits can tell apart."""
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean RGB, in 0…255 units."""
 STD = (58.395, 57.12, 57.375)

@@ -142,17 +142,17 @@ TAG_FILES = {
     "Latin-1": (csv("file,tags\na.jpg,cafe\nb.jpg,café\n".encode("latin-1")), "line 3 is not UTF-8: save"),
     "broken list": (csv("file;tags\na.jpg;['cat'\n"), "line 2 has the broken list .*mend it"),
     "unknown split": (
-        csv("file,tags,split\na.jpg,cat,holdout\n"),
-        "line 2 has split 'holdout', need train or val",
+        csv("file,tags,split\na.jpg,cat,later\n"),
+        "line 2 has split 'later', need train, val or test: change",
     ),
     "one split": (
         csv(
             CSV.replace("tags", "tags,split")
-            .replace("cat", "cat,train")
-            .replace("dog", "dog,train")
-            .replace("c.jpg,", "c.jpg,,train")
+            .replace("cat", "cat,val")
+            .replace("dog", "dog,test")
+            .replace("c.jpg,", "c.jpg,,val")
         ),
-        "split 'train' only, need train and val: name both",
+        "photos of the split test and val only, need some of train: name",
     ),
     "upper and lower case": (csv(CSV.replace("dog", "Cat")), "classes 'Cat' and 'cat': spell them alike"),
     "no tag at all": (
@@ -280,7 +280,7 @@ SAMPLES = {
     "mask value out of range": (mask(3), r"masks/a\.png has label 3, need 0 to 2 or 255: replace"),
     "foreground as 255": (
         one_class_mask,
-        r"a\.png has the labels 0 and 255, need 1 for the class: change it",
+        r"a\.png has the labels 0 and 255, need 1 for cat: change it",
     ),
     "mask missing": (mask(0, "b.png"), r"masks lacks 1 of the 1 masks of split 'val', a\.jpg first: add"),
 }

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from wsss_afa.data.folder.content import UNUSED
 from wsss_afa.data.images import read_kind
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError
@@ -54,7 +53,7 @@ class Finding(NamedTuple):
     """Something that the user may want to mend."""
 
     level: str  # "error" if a run would stop or its score would be wrong, else "warning"
-    kind: str  # unreadable, leak, duplicate, mask or tags; layout if a split could not be read at all
+    kind: str  # unreadable, leak, duplicate, mask, flat, tags or reading; layout if a split cannot be read
     message: str  # file, problem and remedy in one line
 
 
@@ -120,7 +119,7 @@ def describe(split: Split, top: int = 20) -> dict[str, Any]:
     return {
         "images": len(split.looks),
         "usable": len(sizes),
-        "classes": {name: count for name, count in counts if name != UNUSED},
+        "classes": dict(counts),
         "without_tags": int((~split.tags.any(1)).sum()),
         "tags_per_image": round(float(split.tags.sum(1).mean()), 2) if len(split.tags) else 0.0,
         "together": [
@@ -196,7 +195,7 @@ def _strange_masks(split: Split) -> Iterator[Finding]:
 def _poor_tags(split: Split) -> Iterator[Finding]:
     together, names = _together(split.tags), split.class_names
     totals = together.diagonal()
-    empty = [name for name, total in zip(names, totals, strict=True) if not total and name != UNUSED]
+    empty = [name for name, total in zip(names, totals, strict=True) if not total]
     if empty:
         problem = f"{split.name} has no image of {_shorten(empty)}"
         yield Finding("warning", "tags", f"{problem}: add some, or expect nothing of these classes")

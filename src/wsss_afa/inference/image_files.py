@@ -9,20 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsss_afa.data.folder.records import IMAGE_SUFFIXES
+from wsss_afa.data.own_output import is_own_output
 from wsss_afa.errors import UserError
 
-RESULTS = "predictions.json"
-"""Beside the pictures: what was predicted of every image, and how."""
 _PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif"}  # these get an answer, if only an error
 
 
 def find_images(sources: Sequence[str], out: Path) -> tuple[list[Path], list[Path]]:
     """Images of files, folders and patterns, in order and each once; and the files left out.
 
-    Of a folder, files with the ending of an image are taken, links to folders, hidden files and folders of
-    results left out. A file that is named is taken whatever its ending, and be it missing: reading it will
-    tell. A UserError says that a pattern matches nothing, that there is no image, or that the results, which
-    go to the folder ``out``, would lie among the images.
+    Of a folder, files with the ending of an image are taken, links to folders, hidden files and what this
+    library wrote left out. A file that is named is taken whatever its ending, and be it missing: reading it
+    will tell. A UserError says that a pattern matches nothing, that there is no image, or that the results,
+    which go to the folder ``out``, would lie among the images.
     """
     taken: dict[str, Path] = {}
     left_out: list[Path] = []
@@ -54,7 +53,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
         here = Path(parent)
         seen = (name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        folders[:] = sorted(name for name in seen if not (here / name / RESULTS).is_file())
+        folders[:] = sorted(name for name in seen if not is_own_output(here / name))
         yield from (here / name for name in sorted(files) if not name.startswith("."))
     yield from map(Path, unlisted)
 

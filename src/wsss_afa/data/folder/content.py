@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.data.folder.mask_folders import refuse_masks
 from wsss_afa.data.folder.photos import (
     bare,
     class_folders,
@@ -26,14 +27,14 @@ from wsss_afa.data.folder.photos import (
     read_tables,
     walk_images,
 )
+from wsss_afa.data.folder.records import read_text
 from wsss_afa.data.folder.split import stratified_split
-from wsss_afa.data.folder.tags import SPLITS, Row, Table
+from wsss_afa.data.folder.splits import folder_splits, split_of
+from wsss_afa.data.folder.tags import Row, Table
 from wsss_afa.data.images import all_of, read_image, read_mask, shrink
 from wsss_afa.errors import UserError
-from wsss_afa.text import say
-from wsss_afa.types import IGNORE_INDEX, Sample
-
-UNUSED = "(unused)"  # name of the class that takes the place of a 255th: no image has it
+from wsss_afa.text import look, say, tidy, told_apart
+from wsss_afa.types import IGNORE_INDEX, MAX_CLASSES, Sample
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class PhotoFolder:
     splits: list[str]  # train, val or test of each photo
     masks: dict[str, Path]  # mask of each file that has one
     summary: str  # what was found and how it was read, in one line
+    doubts: tuple[str, ...] = ()  # what may be meant in another way, in a line each
 
 
 class TaggedFolder:
@@ -69,6 +71,7 @@ class TaggedFolder:
     ) -> None:
         chosen = np.flatnonzero(np.array(content.splits) == split).tolist()
         self.root, self.class_names, self.summary = content.root, content.class_names, content.summary
+        self.doubts = content.doubts
         self.files = [content.files[i] for i in chosen]
         self.labels = content.labels[chosen]
         self._masks, self._max_side = content.masks if with_mask else None, max_side
@@ -100,8 +103,9 @@ class TaggedFolder:
         if self._masks is not None:
             path = self._masks[file]
             mask = read_mask(path, image.shape[:2], len(label))
-            if len(label) == 1 and label[0] and set(np.unique(mask)) == {0, IGNORE_INDEX}:
-                raise UserError(f"{path} has the labels 0 and 255, need 1 for the class: change it")
+            if label.any() and set(np.unique(mask)) == {0, IGNORE_INDEX}:
+                tags = [f"{1 + i} for {self.class_names[i]}" for i in np.flatnonzero(label)[:3]]
+                raise UserError(f"{path} has the labels 0 and 255, need {' and '.join(tags)}: change it")
             sample["mask"] = shrink(mask, self._max_side, nearest=True)
         return sample
 
@@ -116,8 +120,9 @@ def read_folder(
 ) -> PhotoFolder:
     """Find the photos of a folder, their tags, masks and splits, without opening an image.
 
-    Photos are split as the tag file's column ``split`` says, as the sub-folders ``train`` and ``val`` say, or
-    else by iterative stratification; if there are masks, only photos with a mask are then chosen to validate.
+    Photos are split as the tag file's column ``split`` says, or as folders with names like ``train``, ``val``
+    and ``test`` say. Where no photo is of ``val``, some of ``train`` are chosen by iterative stratification,
+    of those with a mask if there are masks. What is of ``test`` takes part in nothing.
 
     ``FolderDataModule`` explains the arguments; ``seed`` is its ``split_seed``.
 
@@ -126,44 +131,57 @@ def read_folder(
     """
     root = Path(root).expanduser()
     photos = find_photos(root)
-    table = read_tables(root, labels, separator) or class_folders(root, photos)
-    rows = match_rows(root, photos, table, ignore_unlisted)
+    listed = _listed_classes(root / "classes.txt")
+    table = read_tables(root, labels, separator, listed)
+    if table is None or not ignore_unlisted:
+        refuse_masks(root, photos)
+    table = table or class_folders(root, photos)
+    left_out = ignore_unlisted or not table.covers
+    rows = match_rows(root, photos, table, left_out)
     files = [file for file in photos if file in rows]
-    names = _class_names(root, table)
+    names = _class_names(root, table, listed)
     tags = np.array([[name in rows[file].tags for name in names] for file in files], bool)
     tags = tags.reshape(len(files), len(names))
-    _check_contrast(root, names, tags)
     masks = _find_masks(root, photos)
-    splits, how = _explicit_splits(root, files, rows)
-    if not how:
+    splits, how = _known_splits(root, files, [rows[file] for file in files])
+    _check_contrast(root, names, tags[np.array(splits) != "test"])
+    if "val" not in splits:
+        own = np.flatnonzero(np.array(splits) == "train")
         if not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}, need a share in (0, 1): try 0.1")
-        if len(files) < 2:
-            raise UserError(f"{root} has {len(files)} photo, need two, to train and to validate: add some")
-        candidates = np.array([file in masks for file in files]) if masks else None
-        validates = stratified_split(tags, val_fraction, seed, candidates)
-        splits, how = np.where(validates, "val", "train").tolist(), f"stratified, seed {seed}"
-    content = PhotoFolder(root, names, files, tags, splits, masks, "")
+        if len(own) < 2:
+            raise UserError(f"{root} has {len(own)} photo, need two, to train and to validate: add some")
+        candidates = np.array([files[i] in masks for i in own]) if masks else None
+        validates = stratified_split(tags[own], val_fraction, seed, candidates)
+        for i in own[validates].tolist():
+            splits[i] = "val"
+        how += f"stratified, seed {seed}"
+    content = PhotoFolder(root, names, files, tags, splits, masks, "", table.doubts)
     return replace(content, summary=_summarise(content, table.how, how))
 
 
-def _class_names(root: Path, table: Table) -> tuple[str, ...]:
+def _listed_classes(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    names = dict.fromkeys(map(tidy, read_text(path).splitlines()))
+    return tuple(name for name in names if name and name.casefold() != "background")
+
+
+def _class_names(root: Path, table: Table, listed: tuple[str, ...]) -> tuple[str, ...]:
     used = {tag: row.where for row in reversed(table.rows) for tag in row.tags}
-    path, listed = root / "classes.txt", table.class_names
-    if path.is_file():
-        lines = map(str.strip, path.read_text("utf-8-sig").splitlines())
-        listed = tuple(dict.fromkeys(line for line in lines if line and line.lower() != "background"))
-    names = list(listed or sorted(used))
+    names = listed or table.class_names or tuple(sorted(used))
     unknown = sorted(used.keys() - set(names))
     if unknown:
-        raise UserError(f"{used[unknown[0]]} has the tag {unknown[0]!r}, which is not in {path}: mend either")
-    spelt = {name.lower(): name for name in reversed(names)}
+        problem = f"{used[unknown[0]]} has the tag {unknown[0]!r}, which is not in {root / 'classes.txt'}"
+        raise UserError(f"{problem}: mend either")
+    seen = {look(name): name for name in reversed(names)}
     for name in names:
-        if spelt[name.lower()] != name:
-            raise UserError(f"{root} has the classes {spelt[name.lower()]!r} and {name!r}: spell them alike")
-    if len(names) >= IGNORE_INDEX:  # no class may have the label of ignored pixels
-        names.insert(IGNORE_INDEX - 1, UNUSED)
-    return tuple(names)
+        if (other := seen[look(name)]) != name:
+            raise UserError(f"{root} has the classes {told_apart(other, name)}: spell them alike")
+    if len(names) > MAX_CLASSES:
+        problem = f"{root} has {len(names)} classes, need {MAX_CLASSES} at most, for labels are of 8 bits"
+        raise UserError(f"{problem}: merge some, or list fewer in classes.txt and leave the others' tags out")
+    return names
 
 
 def _check_contrast(root: Path, names: tuple[str, ...], tags: NDArray[np.bool_]) -> None:
@@ -191,29 +209,41 @@ def _find_masks(root: Path, photos: list[str]) -> dict[str, Path]:
     return masks
 
 
-def _explicit_splits(root: Path, files: list[str], rows: dict[str, Row]) -> tuple[list[str], str]:
-    by_row = [rows[file].split for file in files]
-    parts = [PurePosixPath(file).parts for file in files]
-    start = int(all(part[0].lower() == "images" for part in parts))
-    by_folder = [SPLITS.get(part[start].lower(), "") if len(part) > start + 1 else "" for part in parts]
-    for splits, how in ((by_row, "as its split column or folder says"), (by_folder, "by folder")):
-        if all(splits) and {"train", "val"} <= set(splits):
-            return splits, how
-    if any(by_row):
-        raise UserError(f"{root} has photos of the split {by_row[0]!r} only, need train and val: name both")
-    return [], ""
+def _known_splits(root: Path, files: list[str], rows: list[Row]) -> tuple[list[str], str]:
+    """The splits that rows or folders name, all of them train where none does, and how they were read."""
+    stated, how = [row.split for row in rows], "by column"
+    if all(stated):
+        _refuse_contrary(root, files, stated)
+    else:
+        stated, _, how = folder_splits(root, files)
+    if not all(stated):
+        return ["train"] * len(files), ""
+    if "train" not in stated:
+        found = " and ".join(sorted(set(stated)))
+        raise UserError(f"{root} has photos of the split {found} only, need some of train: name it so")
+    return stated, how + ("" if "val" in stated else "; val of train's, ")
+
+
+def _refuse_contrary(root: Path, files: list[str], stated: list[str]) -> None:
+    """Refuse to train or validate on what lies in a folder of tests, whatever a column says."""
+    for file, split in zip(files, stated, strict=True):
+        if split != "test" and "test" in map(split_of, PurePosixPath(file).parts[:-1]):
+            raise UserError(
+                f"{root / file} is of the split {split} and in a folder of tests: move or rename it"
+            )
 
 
 def _summarise(content: PhotoFolder, read: str, split: str) -> str:
     tags, splits, masked = content.labels, content.splits, content.masks.keys() & set(content.files)
     trained = tags[np.array(splits) == "train"].any(0)
     seen = dict(zip(content.class_names, trained.tolist(), strict=True))
-    named = [name for name in seen if name != UNUSED]
+    named, tests = content.class_names, splits.count("test")
     untrained = [name for name in named if not seen[name]]
     return (
         f"{content.root}: {read}; {len(tags)} photos, {(~tags.any(1)).sum()} of background only; "
         f"{len(named)} classes: {', '.join(named[:8])}{', …' * (len(named) > 8)}; "
         f"{splits.count('train')} train and {splits.count('val')} val ({split}); "
+        + (f"{tests} test, which take part in nothing; " if tests else "")
         + (f"{len(masked)} masks" if masked else "no masks, so no mIoU")
         + (f"; no training photo of {', '.join(untrained[:3])}" if untrained else "")
     )
@@ -259,6 +289,8 @@ class FolderDataModule(TaggedDataModule):
     def prepare_data(self) -> None:
         """Say what was found and how it was read."""
         say("data", self._content.summary)
+        for doubt in self._content.doubts:
+            say("warning", doubt)
 
     def make_set(self, split: str) -> TaggedFolder:
         """The photos of a split with their tags and, for ``val``, masks if there are any."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from wsss_afa.data.folder.records import IMAGE_SUFFIXES
-from wsss_afa.data.folder.tags import SPLITS, Row, Table, read_tags
+from wsss_afa.data.folder.other_tags import other_tags
+from wsss_afa.data.folder.records import IMAGE_SUFFIXES, TAG_SUFFIXES
+from wsss_afa.data.folder.splits import folder_splits, is_filler, split_of
+from wsss_afa.data.folder.tags import Row, Table, clean, read_tags
 from wsss_afa.data.images import all_of
+from wsss_afa.data.own_output import is_own_output
 from wsss_afa.errors import UserError
+from wsss_afa.text import tidy, told_apart
 
-_NEED = "need labels.csv with a header `file,tags`, or a sub-folder for each class"
-_TAG_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+_NEED = "need labels.csv with a header `file,tags` (or data.labels), or a sub-folder for each class"
 _MAX_HINTS = 20
 _FOREIGN = (".heic", ".heif", ".cr2", ".nef", ".arw", ".dng")
 
@@ -33,13 +36,14 @@ def find_photos(root: Path) -> list[str]:
         raise UserError(f"data.root={root} has no image, need photos such as .jpg or .png: set data.root")
     names: dict[str, str] = {}
     for file in photos:
-        if (other := names.setdefault(bare(file), file)) != file:
-            raise UserError(f"{root} has {other} and {file}, need one photo of a name: rename or delete one")
+        if (other := names.setdefault(tidy(bare(file)), file)) != file:
+            both = f"{other} and {file}" if bare(other) == bare(file) else told_apart(other, file)
+            raise UserError(f"{root} has {both}, need one photo of a name: rename or delete one")
     return photos
 
 
 def walk_images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All images below a folder, links followed, hidden files left out.
+    """All images below a folder, links followed; hidden files and what this library wrote are left out.
 
     Raises:
         UserError: A folder cannot be listed, a link leads nowhere or back, or a name belies what it names.
@@ -59,7 +63,8 @@ def walk_images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         if entry.is_dir():
             if suffix in IMAGE_SUFFIXES:
                 raise UserError(f"{path} is a folder with the name of an image: rename it")
-            yield from walk_images(path, (*above, real))
+            if not is_own_output(path):
+                yield from walk_images(path, (*above, real))
         elif suffix in _FOREIGN:
             raise UserError(f"{path} is in a camera's format, need .jpg or .png, for example: convert it")
         elif suffix in IMAGE_SUFFIXES:
@@ -74,8 +79,12 @@ def bare(file: str) -> str:
     return stem if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else file
 
 
-def read_tables(root: Path, labels: str | None, separator: str | None) -> Table | None:
-    """Read the tag file ``labels``, or else the one in the folder, or those in ``train`` and ``val``, if any.
+def read_tables(
+    root: Path, labels: str | None, separator: str | None, listed: Collection[str] = ()
+) -> Table | None:
+    """Read the tag file ``labels``, or else the one in the folder, or those in folders of splits, if any.
+
+    ``listed`` are the classes' names, if they are known.
 
     Raises:
         UserError: There are several in one folder, or one cannot be read.
@@ -84,20 +93,21 @@ def read_tables(root: Path, labels: str | None, separator: str | None) -> Table 
         raise UserError(f"data.labels={labels} is no file in {root}, need a tag file: mend the path")
     path = root / labels if labels is not None else _tag_file(root)
     if path is not None:
-        return read_tags(path, separator)
-    folders = [each for each in sorted(root.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
-    tables = {each.name: read_tags(part, separator) for each in folders if (part := _tag_file(each))}
+        return read_tags(path, separator, listed)
+    folders = [each for each in sorted(root.iterdir()) if split_of(each.name) and each.is_dir()]
+    tables = {each.name: read_tags(part, separator, listed) for each in folders if (part := _tag_file(each))}
     rows, declared = list[Row](), dict[str, None]()
     for name, table in tables.items():
-        rows += [row._replace(file=f"{name}/{row.file}", split=SPLITS[name.lower()]) for row in table.rows]
+        rows += [row._replace(file=f"{name}/{row.file}") for row in table.rows]
         declared |= dict.fromkeys(table.class_names)
     how = ", ".join(f"{name}/{table.how}" for name, table in tables.items())
-    return Table(rows, how, tuple(declared)) if tables else None
+    doubts = tuple(doubt for table in tables.values() for doubt in table.doubts)
+    return Table(rows, how, tuple(declared), doubts) if tables else None
 
 
 def _tag_file(folder: Path) -> Path | None:
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    found = [path for path in files if path.suffix.lower() in _TAG_SUFFIXES]
+    found = [path for path in files if path.suffix.lower() in TAG_SUFFIXES]
     named = [path for path in found if path.stem.lower() == "labels"] or found
     if len(named) > 1:
         both = f"{named[0].name} and {named[1].name}"
@@ -106,29 +116,51 @@ def _tag_file(folder: Path) -> Path | None:
 
 
 def class_folders(root: Path, photos: list[str]) -> Table:
-    """Tags by folder: the first on a photo's way, below ``images``, ``train`` and ``val``, names its class.
+    """Tags by folder: the first on a photo's way that is no split, nor just called ``images``, is its class.
+
+    Photos of the split test that lie in no class's folder are left out.
 
     Raises:
         UserError: A photo lies in no folder, or a folder has no photo.
     """
     parts = {file: PurePosixPath(file).parts for file in photos}
-    start = int(all(part[0].lower() == "images" for part in parts.values()))
-    start += int(all(part[start].lower() in SPLITS for part in parts.values()))
-    loose = [file for file, part in parts.items() if len(part) < start + 2]
-    if loose:
-        problem = "no tags" if len(loose) == len(photos) else f"{loose[0]} beside folders of classes"
-        raise UserError(f"data.root={root} has {problem}, {_NEED}: add it, or move the photo")
-    bases = {root.joinpath(*part[:start]) for part in parts.values()}
-    filled = {root.joinpath(*part[: start + 1]) for part in parts.values()}
+    found = folder_splits(root, photos, classes=True)
+    level = _class_level(list(parts.values()), found.levels)
+    splits = dict(zip(photos, found.splits, strict=True))
+    loose = [file for file, part in parts.items() if len(part) < level + 2]
+    refused = [file for file in loose if splits[file] != "test"]
+    if refused or len(loose) == len(photos):
+        problem = "no tags" if len(loose) == len(photos) else f"{refused[0]} beside folders of classes"
+        remedy = other_tags(root) or "add it, or move the photo"
+        raise UserError(f"data.root={root} has {problem}, {_NEED}: {remedy}")
+    placed = {file: part for file, part in parts.items() if file not in loose}
+    bases = {root.joinpath(*part[:level]) for part in placed.values()}
+    filled = {root.joinpath(*part[: level + 1]) for part in placed.values()}
     for folder in (folder for base in sorted(bases) for folder in sorted(base.iterdir())):
         plain = folder.is_dir() and not folder.name.startswith((".", "__")) and folder != root / "masks"
-        if plain and folder not in filled:
+        if plain and folder not in filled and not is_own_output(folder):
             raise UserError(f"{folder} has no image, need photos of its class: fill or delete it")
-    rows = [
-        Row(file, () if part[start].lower() == "background" else (part[start],), "", file)
-        for file, part in parts.items()
-    ]
-    return Table(rows, "a sub-folder per class")
+    rows = [Row(file, clean([part[level]]), "", file) for file, part in placed.items()]
+    names = {part[level] for part in placed.values()}
+    if nameless := [name for name in names if not tidy(name)]:
+        raise UserError(f"{root} has a folder with the invisible name {nameless[0]!r}: rename it")
+    if len(names) == 1 and all(len(part) > level + 2 for part in placed.values()):
+        only = root.joinpath(*next(iter(placed.values()))[: level + 1])
+        raise UserError(
+            f"data.root={root} has all photos in {only}, need a folder for each class: set data.root={only}"
+        )
+    left = f", {len(loose)} photos of test without a class left out" if loose else ""
+    return Table(rows, f"a sub-folder per class{left}", covers=not loose)
+
+
+def _class_level(parts: list[tuple[str, ...]], split_levels: Collection[int]) -> int:
+    """The first depth whose folders are no splits, nor one folder with a name such as ``images``."""
+    level = 0
+    while level in split_levels or (
+        len(names := {part[level] for part in parts if len(part) > level + 1}) == 1 and is_filler(*names)
+    ):
+        level += 1
+    return level
 
 
 def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: bool) -> dict[str, Row]:
@@ -156,10 +188,10 @@ def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: boo
 
 
 def group_by_name(photos: list[str]) -> dict[str, list[str]]:
-    """Photos by their name without folders and ending."""
+    """Photos by their name, in its one form, without folders and ending."""
     by_name: dict[str, list[str]] = {}
     for file in photos:
-        by_name.setdefault(PurePosixPath(bare(file)).name, []).append(file)
+        by_name.setdefault(tidy(PurePosixPath(bare(file)).name), []).append(file)
     return by_name
 
 
@@ -171,9 +203,9 @@ def find_photo(root: Path, by_name: dict[str, list[str]], row: Row, hint: bool =
     Raises:
         UserError: It means no photo, or several.
     """
-    name = PurePosixPath(bare(row.file)).name
+    name = tidy(PurePosixPath(bare(row.file)).name)
     found = [file for file in by_name.get(name, []) if _same(row.file, file)]
-    exact = [file for file in found if row.file in (file, bare(file))]
+    exact = [file for file in found if tidy(row.file) in (tidy(file), tidy(bare(file)))]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if found:
@@ -186,5 +218,6 @@ def find_photo(root: Path, by_name: dict[str, list[str]], row: Row, hint: bool =
 def _same(one: str, other: str) -> bool:
     if bare(one) == one or bare(other) == other:
         one, other = bare(one), bare(other)
-    shorter, longer = sorted((one.removeprefix("./"), other), key=len)
-    return f"/{longer}".endswith(f"/{shorter}")
+    ways = ([tidy(part) for part in way.removeprefix("./").split("/")] for way in (one, other))
+    shorter, longer = sorted(ways, key=len)
+    return longer[-len(shorter) :] == shorter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ IMAGE_SUFFIXES = frozenset({
     ".ppm", ".pgm", ".pbm", ".tga",
 })  # fmt: skip
 """Endings of files that are taken for images, in small letters."""
+TAG_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+"""Endings of files in which tags may stand."""
+_MAPPING = '{"a.jpg": ["cat"]}'
 _EXAMPLE = '{"file": "a.jpg", "tags": ["cat"]}'
 Record = tuple[str, dict[str, Any]]
 """Where it stands, such as "line 3", and its values by column."""
@@ -41,28 +45,44 @@ def csv_records(path: Path) -> list[Record]:
     Raises:
         UserError: There is no header, or a line does not fit it.
     """
-    text = read_text(path)
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    text, above = read_text(path), 0
+    if stated := re.match(r'"?sep=([;,|\t])"?\r?\n', text):  # Excel's own first line
+        text, above = text[stated.end() :], 1
+    mark = stated[1] if stated else max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
-        lines = [(f"line {reader.line_num}", line) for line in reader if any(cell.strip() for cell in line)]
+        lines = [(f"line {reader.line_num + above}", line) for line in reader if any(map(str.strip, line))]
     except csv.Error as error:
-        place = f"{path} line {reader.line_num}"
+        place = f"{path} line {reader.line_num + above}"
         raise UserError(f"{place} is no CSV ({error}): look for a stray quotation mark") from error
     if not lines:
         raise UserError(f"{path} is empty, need a header `file,tags` and a line per image: write them")
     header = [cell.strip() for cell in lines[0][1]]
     if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in header):
         raise UserError(f"{path} starts with {header[0]!r}, need a header: put `file,tags` on top")
-    twice = [cell for cell, count in Counter(header).items() if count > 1]
-    if twice:
-        raise UserError(f"{path} has two columns {twice[0]!r}, need different names: rename or delete one")
     for where, cells in lines[1:]:
         if len(cells) != len(header):
             counts = f"{len(cells)} fields, its header {len(header)}"
             remedy = "put tags in quotation marks, and keep the comma before an empty cell"
             raise UserError(f"{path} {where} has {counts}: {remedy}")
-    return [(where, dict(zip(header, cells, strict=True))) for where, cells in lines[1:]]
+    kept = _without_nameless(path, header, lines[1:])
+    twice = [cell for cell, count in Counter(header[i] for i in kept).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has two columns {twice[0]!r}, need different names: rename or delete one")
+    return [(where, {header[i]: cells[i] for i in kept}) for where, cells in lines[1:]]
+
+
+def _without_nameless(path: Path, header: list[str], lines: list[tuple[str, list[str]]]) -> list[int]:
+    """The columns that have a name; a UserError unless others are empty or number rows, as pandas does."""
+    nameless = [i for i, cell in enumerate(header) if not cell or re.fullmatch(r"Unnamed: \d+", cell)]
+    for column in nameless:
+        cells = [line[column].strip() for _, line in lines]
+        counts = all(map(str.isdecimal, cells)) and len(set(cells)) == len(cells)
+        if any(cells) and not counts:
+            raise UserError(
+                f"{path} has no name for column {column + 1}, need one: write it into the first line"
+            )
+    return [i for i in range(len(header)) if i not in nameless]
 
 
 def jsonl_records(path: Path) -> list[Record]:
@@ -74,6 +94,10 @@ def jsonl_records(path: Path) -> list[Record]:
 def json_records(path: Path, content: Any) -> list[Record]:
     """Take a list of objects as it is, and a mapping as pairs of file and tags; else raise a UserError."""
     if isinstance(content, dict):
+        for file, tags in content.items():
+            if isinstance(tags, dict):
+                problem = f"{path} entry {file!r} holds an object, need the tags of an image"
+                raise UserError(f"{problem}: write {_MAPPING}, or export COCO's three lists")
         return [(f"entry {file!r}", {"file": file, "tags": tags}) for file, tags in content.items()]
     if isinstance(content, list):
         return [_as_record(path, f"item {n}", item) for n, item in enumerate(content, 1)]
@@ -103,11 +127,15 @@ def parse_json(path: Path, text: str, line: int = 0) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
+    except UserError:
+        raise
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno} column {error.colno}"
         raise UserError(f"{path} {place} is no JSON ({error.msg}): mend it there") from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply, need a list of objects: rewrite it") from error
+    except ValueError as error:  # Python refuses numbers of thousands of digits
+        raise UserError(f"{path} has a number that is too long, need {_EXAMPLE}: mend it") from error
 
 
 def kind_of(value: Any) -> str:

@@ -6,28 +6,31 @@ rows; only COCO's JSON has a way of its own. Nothing here looks at images.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wsss_afa.data.folder import records as forms
+from wsss_afa.data.folder.coco_tags import is_coco, read_coco
+from wsss_afa.data.folder.lists import looks_like_list, looks_torn, parse_list
 from wsss_afa.data.folder.records import Record, kind_of
+from wsss_afa.data.folder.separators import find_separator, is_missing
+from wsss_afa.data.folder.splits import split_of
 from wsss_afa.errors import UserError
+from wsss_afa.text import tidy
+from wsss_afa.types import MAX_CLASSES
 
-SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-}  # fmt: skip
-"""How people name splits, and how this library does; ``test`` takes part in nothing."""
 _FILE = (
     "file", "filename", "file_name", "image", "image_name", "image_id", "img", "path", "filepath",
     "file_path", "image_path", "name", "id",
 )  # fmt: skip
-_TAGS = ("tags", "labels", "classes", "categories")
-_TAG = ("tag", "label", "class", "category")
-_SPLIT = ("split", "subset", "set")
-_MARKS = ";|,"
+_TAGS = ("tags", "labels", "classes", "categories", "choices", "keywords")
+_TAG = ("tag", "label", "class", "category", "choice", "keyword")
+_SPLIT = ("split", "subset", "set", "partition")
 _ON_OFF = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_ANSWERS = {*_ON_OFF, "-1", "yes", "no", "y", "n", "on", "off", "positive", "negative", "present", "absent"}
 
 
 class Row(NamedTuple):
@@ -45,69 +48,97 @@ class Table(NamedTuple):
     rows: list[Row]  # one for each image
     how: str  # how it was read, for people
     class_names: tuple[str, ...] = ()  # in the file's own order; empty where it has none
+    doubts: tuple[str, ...] = ()  # what was read in one way and may be meant in another, in a line each
+    covers: bool = True  # whether every photo should have a row
 
 
-def read_tags(path: Path, separator: str | None = None) -> Table:
+def read_tags(path: Path, separator: str | None = None, listed: Collection[str] = ()) -> Table:
     """Read a tag file, whichever of the usual forms it has.
 
     - CSV with a header, separated by comma, semicolon or tab; UTF-8, or UTF-16 with a byte order mark.
     - JSON: a list of objects, a mapping from file to tags, or COCO's three lists.
     - JSON lines: an object a line.
 
-    Tags stand in a column ``tags``, ``labels``, … as a list or as text with one of ``; | ,`` between them;
-    without any, blanks separate, unless the column is named in the singular. Where no column has such a name,
-    every other column is a class and holds 0 or 1. A column ``split`` is optional. An empty cell, an empty
-    list and the name ``background`` mean that the image shows no class.
+    Tags stand in a column ``tags``, ``labels``, … as a list, which programs may have written as text, or as
+    text with one of ``; | ,`` between them. Where no column has such a name, every other column is a class
+    and holds 0 or 1. A column ``split``, or another whose every cell names a split, is optional. An empty
+    cell or list, ``background``, and what stands for a missing value mean that the image shows no class.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``.
         separator: Between tags; None finds out.
+        listed: Names of the classes, if they are known; they settle what can be read in two ways.
 
     Raises:
         UserError: The file cannot be read, or not without guessing.
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _table(path, forms.csv_records(path), separator)
+        return _table(path, forms.csv_records(path), separator, listed)
     if suffix == ".jsonl":
-        return _table(path, forms.jsonl_records(path), separator)
+        return _table(path, forms.jsonl_records(path), separator, listed)
     if suffix != ".json":
         raise UserError(f"{path} is no tag file, need .csv, .tsv, .json or .jsonl: convert it")
     content = forms.parse_json(path, forms.read_text(path))
-    if isinstance(content, dict) and len(content.keys() & {"images", "annotations", "categories"}) > 1:
-        return _coco(path, content)
-    return _table(path, forms.json_records(path, content), separator)
+    if is_coco(content):
+        images, names = read_coco(path, content)
+        rows = [
+            Row(image.file.replace("\\", "/"), clean(image.names), "", f"{path} image {image.identity}")
+            for image in images
+        ]
+        return Table(rows, f"{path.name}, COCO's form", clean(names))
+    return _table(path, forms.json_records(path, content), separator, listed)
 
 
-def _table(path: Path, records: list[Record], separator: str | None) -> Table:
+def clean(names: Iterable[str]) -> tuple[str, ...]:
+    """Distinct names in their one form, without ``background``."""
+    forms = dict.fromkeys(map(tidy, names))
+    return tuple(name for name in forms if name and name.casefold() != "background")
+
+
+def _table(path: Path, records: list[Record], separator: str | None, listed: Collection[str]) -> Table:
     if not records:
         raise UserError(f"{path} has no row, need one for each image: add them")
     columns = list(dict.fromkeys(key for _, record in records for key in record))
     file = _column(columns, _FILE)
     if file is None:
         raise UserError(f"{path} has the columns {columns}, need one with the image's name: call it `file`")
-    split, tags = _column(columns, _SPLIT), _column(columns, _TAGS + _TAG)
+    tags = _column(columns, _TAGS + _TAG)
+    split, parts = _splits(path, records, [each for each in columns if each not in (file, tags)])
     if tags is None:
         classes = tuple(column for column in columns if column not in (file, split))
-        if not classes:
-            raise UserError(f"{path} has the columns {columns} and no tags: add a column `tags`")
-        how, names = "a 0-or-1 column per class", [_hot_tags(path, record, classes) for record in records]
+        how, names = "a 0-or-1 column per class", _hot_tags(path, records, columns, classes)
     else:
-        classes, mark = (), _mark(path, records, tags, separator)
-        names = [_tags(path, record, tags, mark) for record in records]
-        cells = [cell for _, cell in _cells(records, tags)]
-        several = mark and any(mark in cell.strip() for cell in cells)
-        how = "one tag per image" if cells else "tags as lists"
-        how = f"tags separated by {'blanks' if mark == ' ' else repr(mark)}" if several else how
+        classes, (how, names) = (), _named_tags(path, records, tags, separator, listed)
+    missing = Counter(name for own in names for name in own if is_missing(name))
+    missing = Counter({name: count for name, count in missing.items() if name not in {*listed, *classes}})
     rows = [
-        Row(_file(path, record, file), own, _split(path, record, split), f"{path} {record[0]}")
-        for record, own in zip(records, names, strict=True)
+        Row(
+            _file(path, record, file),
+            clean(name for name in own if name not in missing),
+            part,
+            _at(path, record),
+        )
+        for record, own, part in zip(records, names, parts, strict=True)
     ]
-    return Table(rows, f"{path.name}, {how}", _clean(classes))
+    doubts = [
+        f"{path} says {name!r} for {count} images, read as no tag: list it in classes.txt if it is a class"
+        for name, count in missing.items()
+    ]
+    found = {tag for row in rows for tag in row.tags} - {*listed, *clean(classes)}
+    if found and all(tag.casefold() in _ANSWERS for tag in found):
+        problem = f"{path} has {' and '.join(sorted(found))} in column {tags!r}, read as classes"
+        remedy = f"call the column by that class, as in `{file},cat`: 0 is then background"
+        doubts.append(f"{problem}: if they say whether a photo shows one class, {remedy}")
+    return Table(rows, f"{path.name}, {how}", clean(classes), tuple(doubts))
+
+
+def _at(path: Path, record: Record) -> str:
+    return f"{path} {record[0]}"
 
 
 def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
-    spelt = {column.strip().lower(): column for column in reversed(list(columns))}
+    spelt = {tidy(column).casefold(): column for column in reversed(list(columns))}
     return next((spelt[name] for name in names if name in spelt), None)
 
 
@@ -121,85 +152,96 @@ def _file(path: Path, record: Record, column: str) -> str:
     return file.strip().replace("\\", "/")
 
 
-def _split(path: Path, record: Record, column: str | None) -> str:
-    if column is None:
-        return ""
-    where, values = record
-    split = SPLITS.get(str(values.get(column, "")).strip().lower())
-    if split is None:
-        raise UserError(f"{path} {where} has {column} {values.get(column)!r}, need train or val: change it")
-    return split
+def _splits(path: Path, records: list[Record], columns: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The column that names splits, if there is one, and its split, or empty text, in each record."""
+    named = _column(columns, _SPLIT)
+    flagged = [each for each in columns if re.match(r"is[_ ]", each, re.IGNORECASE) and split_of(each[3:])]
+    found = [named] if named else flagged or [each for each in columns if _names_splits(records, each)]
+    if len(found) > 1:
+        raise UserError(f"{path} has the columns {found[0]!r} and {found[1]!r} that name splits: delete one")
+    if not found:
+        return None, [""] * len(records)
+    read = _flag if flagged and not named else _split
+    return found[0], [read(path, record, found[0]) for record in records]
 
 
-def _hot_tags(path: Path, record: Record, classes: tuple[str, ...]) -> tuple[str, ...]:
-    where, values = record
-    for name in classes:
-        if str(values.get(name)).strip().lower() not in _ON_OFF:
-            problem = f"{path} {where} has {values.get(name)!r} in column {name!r}, need 0 or 1"
-            raise UserError(f"{problem}: change it, or name the column of tags `tags`")
-    return _clean(name for name in classes if _ON_OFF[str(values[name]).strip().lower()])
+def _names_splits(records: list[Record], column: str) -> bool:
+    values = {str(values.get(column, "")) for _, values in records}
+    return len({split_of(value) for value in values} - {""}) > 1 and all(map(split_of, values))
 
 
-def _cells(records: list[Record], column: str) -> list[tuple[str, str]]:
-    cells = [(where, values.get(column)) for where, values in records]
-    return [(w, cell) for w, cell in cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
+def _split(path: Path, record: Record, column: str) -> str:
+    value = record[1].get(column)
+    if split := split_of(str(value)):
+        return split
+    raise UserError(f"{_at(path, record)} has {column} {value!r}, need train, val or test: change it")
 
 
-def _mark(path: Path, records: list[Record], column: str, separator: str | None) -> str:
-    cells = _cells(records, column)
-    found = {mark: where for mark in _MARKS for where, cell in reversed(cells) if mark in cell}
-    if len(found) > 1 and not separator:
-        (one, here), (other, there) = list(found.items())[:2]
-        problem = f"{path} has {one!r} between tags on {here} and {other!r} on {there}"
-        raise UserError(f'{problem}, need one separator: change the others, or set data.separator="{one}"')
-    return separator or next(iter(found), "" if column.strip().lower() in _TAG else " ")
+def _flag(path: Path, record: Record, column: str) -> str:
+    """The split of a column such as ``is_valid``; what is not of it trains."""
+    value, split = _ON_OFF.get(str(record[1].get(column)).strip().lower()), split_of(column[3:])
+    if value is None:
+        raise UserError(
+            f"{_at(path, record)} has {record[1].get(column)!r} in {column!r}, need 0 or 1: change it"
+        )
+    if split == "train" and not value:
+        problem = f"{path} has a column {column!r}, which does not say whether the others validate or test"
+        raise UserError(f"{problem}: write a column `split` with train, val and test instead")
+    return split if value else "train"
 
 
-def _tags(path: Path, record: Record, column: str, mark: str) -> tuple[str, ...]:
-    where, values = record
-    value = values.get(column)
-    if isinstance(value, str) and value.lstrip().startswith("["):
+def _hot_tags(
+    path: Path, records: list[Record], columns: Sequence[str], classes: tuple[str, ...]
+) -> list[list[str]]:
+    if not classes:
+        raise UserError(f"{path} has the columns {list(columns)} and no tags: add a column `tags`")
+    if len(classes) > MAX_CLASSES:
+        problem = f"{path} has {len(classes)} columns beside the image's name, read as classes"
+        raise UserError(
+            f"{problem}, need {MAX_CLASSES} at most: leave some out, or name the column of tags `tags`"
+        )
+    if len(clean(classes)) < len([name for name in classes if tidy(name).casefold() != "background"]):
+        raise UserError(f"{path} has two columns of one name, but for what nobody sees: rename or delete one")
+    for record in records:
+        for name in classes:
+            if _text(record, name) not in _ON_OFF:
+                problem = f"{_at(path, record)} has {record[1].get(name)!r} in column {name!r}, need 0 or 1"
+                raise UserError(f"{problem}: change it, or name the column of tags `tags`")
+    return [[name for name in classes if _ON_OFF[_text(record, name)]] for record in records]
+
+
+def _text(record: Record, column: str) -> str:
+    return str(record[1].get(column)).strip().lower()
+
+
+def _named_tags(
+    path: Path, records: list[Record], column: str, separator: str | None, listed: Collection[str]
+) -> tuple[str, list[list[str]]]:
+    values = [(where, record.get(column)) for where, record in records]
+    cells = [(where, cell) for where, cell in values if isinstance(cell, str) and not looks_like_list(cell)]
+    singular = tidy(column).casefold() in _TAG
+    mark = find_separator(path, cells, separator, listed, whole=singular or len(cells) < len(records))
+    names = [_tags(path, record, column, mark) for record in records]
+    how = "one tag per image" if cells else "tags as lists"
+    if mark and any(mark in cell.strip() for _, cell in cells):
+        how = f"tags separated by {'blanks' if mark == ' ' else repr(mark)}"
+    return how, names
+
+
+def _tags(path: Path, record: Record, column: str, mark: str) -> list[str]:
+    value = record[1].get(column)
+    if isinstance(value, str) and looks_like_list(value):
         try:
-            value = ast.literal_eval(value.strip())  # JSON's lists of names are also Python's
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            problem = f"{path} {where} has the broken list {value!r}"
+            value = parse_list(value)
+        except ValueError as error:
+            problem = f"{_at(path, record)} has the broken list {value!r} ({error})"
             raise UserError(f'{problem}, need ["cat", "dog"]: mend it') from error
     if isinstance(value, str):
         value = value.split(mark.strip() or None) if mark else [value]
+        if torn := [name for name in value if looks_torn(name.strip())]:
+            problem = f"{_at(path, record)} has {torn[0].strip()!r}, a piece of a list"
+            raise UserError(f'{problem}, need ["cat", "dog"] or cat;dog: mend it')
     if not isinstance(value, list) or not all(type(name) in (str, int) for name in value):
-        raise UserError(f"{path} {where} has no list of names in {column!r} ({kind_of(value)}): write one")
-    return _clean(map(str, value))
-
-
-def _clean(names: Iterable[str]) -> tuple[str, ...]:
-    stripped = dict.fromkeys(name.strip() for name in names)
-    return tuple(name for name in stripped if name and name.lower() != "background")
-
-
-def _coco(path: Path, content: dict[str, Any]) -> Table:
-    absent = [k for k in ("images", "annotations", "categories") if not isinstance(content.get(k), list)]
-    if absent:
-        raise UserError(f"{path} has no list {absent[0]!r}, need COCO's three lists: export it anew")
-    names = {_get(path, item, "categories", "id"): str(_get(path, item, "categories", "name"))
-             for item in content["categories"]}  # fmt: skip
-    if len(set(names.values())) < len(content["categories"]):
-        raise UserError(f"{path} has two categories of one id or name: rename or delete one")
-    tags: dict[Any, set[Any]] = {_get(path, item, "images", "id"): set() for item in content["images"]}
-    for item in content["annotations"]:
-        image, category = (_get(path, item, "annotations", key) for key in ("image_id", "category_id"))
-        if image not in tags or category not in names:
-            key, value = ("image_id", image) if image not in tags else ("category_id", category)
-            raise UserError(f"{path} has an annotation of {key} {value}, which is not listed: export it anew")
-        tags[image].add(category)
-    rows = []
-    for item in content["images"]:
-        file = str(_get(path, item, "images", "file_name")).replace("\\", "/")
-        own = _clean(names[category] for category in sorted(tags[item["id"]]))
-        rows.append(Row(file, own, "", f"{path} image {item['id']}"))
-    return Table(rows, f"{path.name}, COCO's form", _clean(names[category] for category in sorted(names)))
-
-
-def _get(path: Path, item: Any, group: str, key: str) -> Any:
-    if not isinstance(item, dict) or not isinstance(item.get(key), str | int):
-        raise UserError(f"{path} has an entry of {group!r} without {key!r}: export it anew")
-    return item[key]
+        problem = f"{_at(path, record)} has no list of names in {column!r} ({kind_of(value)})"
+        raise UserError(f"{problem}: write one")
+    return list(map(tidy, map(str, value)))

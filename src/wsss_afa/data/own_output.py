@@ -1,0 +1,16 @@
+"""What this library wrote is never data: runs, sweeps and predictions that lie among the images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RESULTS = "predictions.json"
+"""Beside the pictures of predictions: what was predicted of every image, and how."""
+
+
+def is_own_output(folder: Path) -> bool:
+    """Whether a program of ours wrote a folder: that of a run, of a sweep or of predictions, or ``runs``."""
+    if any((folder / name).exists() for name in (".hydra", "multirun.yaml", RESULTS)):
+        return True
+    depths = ("*", "*/*", "*/*/*") if folder.name == "runs" else ()
+    return any(next(folder.glob(f"{depth}/.hydra"), None) for depth in depths)

@@ -151,7 +151,7 @@ class Backbone(Protocol):
     reductions: Sequence[int]
     """Strides of its feature maps in pixels, finest first."""
     min_side: int
-    """Shortest side of an image that it takes, in pixels."""
+    """Shortest side of an image, in pixels, that it takes as it is; shorter ones it lengthens."""
     mean: Sequence[float]
     """Of the image's normalisation, RGB, 0…255."""
     std: Sequence[float]

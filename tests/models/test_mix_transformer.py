@@ -296,9 +296,21 @@ def test_wrong_arguments(arguments: dict[str, object], message: str):
     assert "\n" not in str(error.value)
 
 
-def test_image_too_small():
-    with pytest.raises(UserError, match="image is 28×64 pixels; need 29 a side or more"):
-        mix_transformer("tiny")(torch.randn(1, 3, 28, 64))
+@pytest.mark.parametrize("size", [(1, 1), (20, 64), (64, 28), (3, 300)])
+def test_a_short_side_is_lengthened_by_its_border(size: tuple[int, int]):
+    torch.manual_seed(0)
+    model = mix_transformer("tiny").eval()
+    image = torch.randn(1, 3, *size)
+    below, right = (max(0, 29 - side) for side in size)
+    longer = np.pad(image.numpy(), ((0, 0), (0, 0), (0, below), (0, right)), mode="edge")
+    with torch.no_grad():
+        short, whole = model(image), model(torch.from_numpy(longer))
+    for step, mine, theirs in zip(model.reductions, short.features, whole.features, strict=True):
+        h, w = (-(-side // step) for side in size)
+        assert torch.equal(mine, theirs[:, :, :h, :w])
+    grid = whole.features[-1].shape[2:]
+    for mine, theirs in zip(short.queries + short.keys, whole.queries + whole.keys, strict=True):
+        assert torch.equal(mine, theirs.unflatten(2, grid)[:, :, :h, :w].flatten(2, 3))
 
 
 def test_activation_checkpointing_changes_no_number():

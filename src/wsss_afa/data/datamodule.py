@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.label_folder import LabelledImages
-from wsss_afa.data.sampler import Augmented, DrawLoader, DrawSampler, SampleSet, balanced_weights, say_skipped
+from wsss_afa.data.sampler import (
+    Augmented,
+    DrawLoader,
+    DrawSampler,
+    SampleSet,
+    balanced_weights,
+    own_share,
+    say_skipped,
+)
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.errors import UserError
 from wsss_afa.types import MEAN, STD
@@ -127,6 +135,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         validates = self.trainer.limit_val_batches > 0 if self.trainer else stage == "validate"
         if self._val is None and validates:
             self._val = self.make_set("val")
+            own_share(len(self._val), self.trainer, "validation images")
 
     def use_labels(self, folder: str | Path) -> None:
         """Train on a folder of label PNGs, or raise a UserError if it does not fit; ``setup`` comes first."""
@@ -145,8 +154,7 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         """Single images of native size: every ``world_size``-th, so that none is seen twice."""
         if self._val is None:
             self._val = self.make_set("val")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = [[index] for index in range(rank, len(self._val), world_size)]
+        batches = [[index] for index in own_share(len(self._val), self.trainer, "validation images")]
         images = Augmented(self._val, self.eval_transform, self.skip_broken)
         return DrawLoader(images, batches, self.num_workers, self._broken)
 

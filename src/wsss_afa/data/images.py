@@ -28,6 +28,8 @@ _TURNS = {  # what brings an image of each EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of grey PNGs of 2 and 4 bits by
+_LEAST_BRIGHT = 1 << 14  # of 16 bits: below, an image has at most 14 bits, or next to no light
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "MPO")
 
 
@@ -38,7 +40,8 @@ def read_image(
 
     Grey-scale, palette and CMYK images are converted, transparency is dropped, and of 16 bits the upper 8 are
     kept. Of several frames the first is read. Colour profiles are not applied. A UserError says that the file
-    is missing, truncated, no image or too large.
+    is missing, truncated, no image or too large, or that its pixels have no range that all images share:
+    fractions, 32 bits, or 16 bits of which the upper two are never used.
 
     Args:
         path: Of the image; or an open file, which says in errors where it lies.
@@ -52,10 +55,10 @@ def read_image(
             problem = f"has {image.width}×{image.height} pixels, more than max_pixels={max_pixels}"
             raise UserError(f"{path} {problem}: make it smaller or raise max_pixels")
         if max_side is None:
-            return _rgb(image, upright)
+            return _rgb(image, upright, path)
         size = _reduced(image.size, max_side)
         image.draft(image.mode, size)  # the next power of 2 that is not smaller
-        pixels = _rgb(image, upright)
+        pixels = _rgb(image, upright, path)
         turned = pixels.shape[1::-1] != image.size
         return _resize(pixels, size[::-1] if turned else size, cv2.INTER_AREA)
 
@@ -85,27 +88,28 @@ def _reduced(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
     """Pixels (H, W, 3) of an image, made as `read_image` makes them; a UserError says that it is broken."""
     with _decoding("the image"):
-        return _rgb(image, upright)
+        return _rgb(image, upright, "the image")
 
 
 def read_mask(
     path: Path | IO[bytes], size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
 ) -> NDArray[np.uint8]:
-    """Decode a palette or grey-scale PNG (H, W) whose pixel values are the labels, 0 to C and 255.
+    """Decode a palette or grey-scale PNG (H, W), of 1 to 16 bits, whose values are labels: 0 to C, or 255.
 
     ``size`` is (H, W) of the image that it belongs to, ``num_classes`` is C. A UserError says that the file
     is missing, truncated or no image, has colours instead of labels, another size or a label above C.
     """
     with _decoding(path), open_image(path) as image:
-        if image.mode not in ("P", "L"):
+        if image.mode not in ("P", "L", "1", "I;16"):
             raise UserError(f"{path} has mode {image.mode}, need labels: save it as a palette PNG")
-        mask = np.array(image)
+        stored = [tile.args for tile in getattr(image, "tile", ())]  # before they are decoded
+        mask = np.array(image) // _STRETCHED.get(str(*stored[:1]), 1)
     if mask.shape != size:
         raise UserError(f"{path} is {mask.shape} pixels, its image {size}: replace one of them")
     worst = mask.max(initial=0, where=mask != IGNORE_INDEX)
     if worst > num_classes:
         raise UserError(f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace it")
-    return mask
+    return mask.astype(np.uint8)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -175,13 +179,22 @@ def all_of(lines: list[str]) -> UserError:
     return error
 
 
-def _rgb(image: Image.Image, upright: bool) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, upright: bool, name: object) -> NDArray[np.uint8]:
     image.load()
     if upright:
         with suppress(Exception):  # most have no such tag, and broken tags raise what they like
             image = image.transpose(_TURNS[image.getexif()[ExifTags.Base.Orientation]])
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        problem = f"{name} has 32-bit {'fractions' if image.mode == 'F' else 'numbers'} for pixels"
+        raise UserError(f"{problem}, need 8 or 16 bits of one range: save it with 8 bits")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
+        wide = np.array(image)
+        if 0 < (highest := int(wide.max())) < _LEAST_BRIGHT:
+            problem = (
+                f"{name} has pixels of 16 bits, none above {highest}, as if of {highest.bit_length()} bits"
+            )
+            raise UserError(f"{problem}, and would be almost black: save it with 8 bits")
+        image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 

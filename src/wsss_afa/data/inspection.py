@@ -26,6 +26,7 @@ from wsss_afa.types import IGNORE_INDEX
 
 CHUNK = 16  # images that a process opens before it reports
 FEW = 10  # images below which it may be chance that a class always comes with another
+FLAT = 16  # levels of 256 below which an image shows next to nothing
 IMBALANCE = 10  # ratio of the most frequent class to the rarest from which balancing is worth trying
 
 
@@ -38,6 +39,7 @@ class Look(NamedTuple):
     kind: str  # format and colours of its file, such as "JPEG RGB"; empty if unknown
     digest: str  # equal for equal content; empty if it cannot be read
     labels: tuple[int, ...]  # values in its mask; empty without one
+    contrast: int = 255  # largest difference between two pixels of a channel, in [0, 255]
 
 
 class Split(NamedTuple):
@@ -81,7 +83,8 @@ def _open(images: SampleSet, index: int, path: Path | None) -> Look:
     height, width = sample["image"].shape[:2]
     labels = tuple(np.unique(sample["mask"]).tolist()) if "mask" in sample else ()
     digest = _digest(content or np.ascontiguousarray(sample["image"]).tobytes())
-    return Look(place or sample["name"], "", (height, width), kind, digest, labels)
+    contrast = int(np.ptp(sample["image"], axis=(0, 1)).max())
+    return Look(place or sample["name"], "", (height, width), kind, digest, labels, contrast)
 
 
 def _digest(content: bytes) -> str:
@@ -93,7 +96,8 @@ def find_problems(splits: Sequence[Split]) -> list[Finding]:
     problems = [each.problem for split in splits for each in split.looks if each.problem]
     findings = [Finding("error", "unreadable", problem) for problem in problems] + _repeated(splits)
     for split in splits:
-        findings += [*_strange_masks(split), *(_poor_tags(split) if split.name == "train" else ())]
+        findings += [*_flat_images(split), *_strange_masks(split)]
+        findings += _poor_tags(split) if split.name == "train" else ()
     return sorted(findings, key=lambda finding: finding.level)
 
 
@@ -178,6 +182,13 @@ def _repetition(group: list[tuple[Split, int]]) -> Finding:
 def name_tags(split: Split, index: int) -> str:
     """The tags of an image in words; empty if it has none."""
     return ", ".join(split.class_names[tag] for tag in np.flatnonzero(split.tags[index]))
+
+
+def _flat_images(split: Split) -> Iterator[Finding]:
+    for each in split.looks:
+        if not each.problem and each.contrast < FLAT:
+            problem = f"{each.place} is read as one colour, or nearly so"
+            yield Finding("warning", "flat", f"{problem}: leave it out, or save it anew with 8 bits")
 
 
 def _strange_masks(split: Split) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import cv2
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -114,6 +115,18 @@ def _order(seed: int, length: int, weights: NDArray[Any] | None, epoch: int) -> 
     points = (np.arange(length) + rng.random()) / length
     drawn = np.searchsorted(edges, points, side="right").clip(max=length - 1)
     return np.asarray(rng.permutation(images[drawn]))
+
+
+def own_share(length: int, trainer: L.Trainer | None, what: str) -> range:
+    """Every ``world_size``-th of some images, those of this process; without a Trainer all of them.
+
+    A UserError says that there are more processes than images, ``what`` for people.
+    """
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    if length < world_size:
+        problem = f"{length} {what} for {world_size} processes, need one for each"
+        raise UserError(f"{problem}: add some, raise data.val_fraction, or lower trainer.devices")
+    return range(rank, length, world_size)
 
 
 class SampleSet(Protocol):

@@ -7,6 +7,7 @@ takes an image's label through the same draw: called with equal sizes and seeds,
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ class TrainTransform:
         if padding not in ("mean", "black"):
             raise UserError(f"padding={padding} is not known; need mean or black")
         self.crop_size = crop_size
+        self._least_side = math.ceil(1 / scale[0])  # of which a pixel is left
         limit = (scale[0] - 1, scale[1] - 1)
         rescale = A.RandomScale(
             limit, mask_interpolation=cv2.INTER_NEAREST_EXACT, area_for_downscale="image", p=1
@@ -119,6 +121,7 @@ class TrainTransform:
         self, pixels: dict[str, NDArray[np.uint8]], kind: str, seed: int
     ) -> tuple[NDArray[np.uint8], list[int]]:
         rng = np.random.default_rng(seed)
+        pixels = {name: _lengthen(each, self._least_side) for name, each in pixels.items()}
         # one stream for all: equal seeds in each transform would tie the flip to the ratio
         self._geometry.set_random_state(rng, random.Random(seed))  # noqa: S311
         moved = self._geometry(**pixels)[kind]
@@ -131,6 +134,16 @@ class TrainTransform:
         offset = int(rng.integers(abs(length - self.crop_size) + 1))
         cut = length > self.crop_size
         return (slice(offset, offset + self.crop_size), 0) if cut else (slice(length), offset)
+
+
+def _lengthen(image: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
+    """The image (H, W, …) with sides of ``least`` pixels at least: its last row and column are repeated."""
+    missing = [(0, max(0, least - side)) for side in image.shape[:2]]
+    return (
+        np.pad(image, (*missing, *[(0, 0)] * (image.ndim - 2)), mode="edge")
+        if any(map(any, missing))
+        else image
+    )
 
 
 class EvalTransform:

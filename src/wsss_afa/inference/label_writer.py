@@ -10,7 +10,7 @@ import numpy as np
 
 from wsss_afa.data.coco_labels import write_coco
 from wsss_afa.data.label_folder import LabelFolder
-from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet
+from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet, own_share
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.types import Batch
@@ -33,7 +33,7 @@ class WholeImages(L.LightningDataModule):
     def predict_dataloader(self) -> Share:
         """This process's share."""
         assert self.trainer is not None
-        share = range(self.trainer.global_rank, len(self._images), self.trainer.world_size)
+        share = own_share(len(self._images), self.trainer, "images")
         return Share(DrawLoader(self._images, [[i] for i in share], self._num_workers, self.broken))
 
 

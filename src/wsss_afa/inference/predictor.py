@@ -8,7 +8,6 @@ G is the number of classes asked for, background included: K, or 1 + the number 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +113,7 @@ class Predictor:
 
         Args:
             image: Path of a file, which is turned upright as its EXIF orientation says; a PIL image, turned
-                likewise; or RGB pixels (H, W, 3) uint8. A side that is too short for the network is
-                lengthened by repeating the border, and the result cut.
+                likewise; or RGB pixels (H, W, 3) uint8.
             tags: Names of the classes that the image may have besides background; None allows all.
 
         Raises:
@@ -129,7 +127,7 @@ class Predictor:
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 probabilities = self._segment(work, labels)
                 label = _best(probabilities, labels, rgb.shape[:2])
-                scores = self.method.classify(self._normalise(view, 1.0))[0].sigmoid().cpu().numpy()
+                scores = self.method.classify(self._normalise(view))[0].sigmoid().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
@@ -165,29 +163,19 @@ class Predictor:
         return "image", rgb
 
     def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
-        factor = min(self.protocol.scales)
-        if self.protocol.long_side is not None:
-            factor *= self.protocol.long_side / max(rgb.shape[:2])
-        if self.protocol.size is not None:
-            factor *= min(self.protocol.size) / max(rgb.shape[:2])
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
-        probabilities: Tensor = self.protocol(net, self._normalise(rgb, factor))
-        return probabilities[0, :, : rgb.shape[0], : rgb.shape[1]]
+        probabilities: Tensor = self.protocol(net, self._normalise(rgb))
+        return probabilities[0]
 
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:
         channels = torch.tensor([classes], device=self.device)
         with torch.autocast(self.device.type, enabled=False):
-            image = self._normalise(rgb, min(self.method.cam.scales) if self.method.cam else 1.0)
-            cam = self.method.heat_maps(image, channels)
-        return cam[0, :, : rgb.shape[0], : rgb.shape[1]]
+            return self.method.heat_maps(self._normalise(rgb), channels)[0]
 
-    def _normalise(self, rgb: NDArray[np.uint8], factor: float) -> Tensor:
-        """(1, 3, H, W), lengthened so far that the network takes it when it is resized by ``factor``."""
-        least = next(side for side in itertools.count(1) if int(factor * side) >= self.min_side)
-        missing = [(0, max(0, least - side)) for side in rgb.shape[:2]]
-        padded = np.pad(rgb, (*missing, (0, 0)), mode="edge")
-        image = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)[None].float()
+    def _normalise(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """(1, 3, H, W)."""
+        image = torch.tensor(rgb, device=self.device).permute(2, 0, 1)[None].float()
         mean, std = (image.new_tensor(each)[:, None, None] for each in (self.method.mean, self.method.std))
         return (image - mean) / std
 

@@ -21,7 +21,16 @@ from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.types import IGNORE_INDEX, Activation, Backbone, Batch, Evaluation, Interpretation, Phase
+from wsss_afa.types import (
+    IGNORE_INDEX,
+    MAX_CLASSES,
+    Activation,
+    Backbone,
+    Batch,
+    Evaluation,
+    Interpretation,
+    Phase,
+)
 
 RECIPE_KEY = "wsss_afa"  # where in a checkpoint its recipe lies
 
@@ -63,7 +72,8 @@ class Method(L.LightningModule):
         cam: makes activation maps of the network's raw ones, over scales and mirror images.
 
     Raises:
-        UserError: the phases do not begin at step 0, or a weight is of a phase that there is not.
+        UserError: the phases do not begin at step 0, a weight is of a phase that there is not, or there are more
+            classes than labels can hold.
     """
 
     recipe: Mapping[str, Any]
@@ -87,6 +97,9 @@ class Method(L.LightningModule):
         weights: Mapping[str, float | Mapping[str, float]],
     ):  # fmt: skip
         super().__init__()
+        if num_classes > MAX_CLASSES:
+            need = f"need {MAX_CLASSES} at most, for labels are of 8 bits"
+            raise UserError(f"there are {num_classes} classes, {need}: leave some out or merge them")
         self.net, self.num_classes, self.weights, self.cam = net, num_classes, dict(weights), None
         self.phases = tuple(Phase(*each) for each in sorted(phases.items(), key=lambda item: item[1]))
         if not self.phases or self.phases[0].first != 0:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
-from wsss_afa.ops.images import resize
+from wsss_afa.ops.images import resize, scaled_size
 from wsss_afa.types import Activation
 
 
@@ -65,7 +65,7 @@ class MultiScaleCAM(nn.Module):
         size = image.shape[-2:]
         total: Tensor | None = None
         for scale in self.scales:
-            scaled = image if scale == 1 else resize(image, [int(scale * side) for side in size])
+            scaled = image if scale == 1 else resize(image, scaled_size(size, scale))
             plain = known if known is not None and scale == 1 else net.activate(scaled)
             merged = resize(_select(plain.cam, channels), size)
             if self.mirror:

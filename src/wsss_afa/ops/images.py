@@ -14,6 +14,12 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def scaled_size(size: Sequence[int], factor: float) -> tuple[int, int]:
+    """Sides (H, W) times the factor, cut to whole pixels, of which there is one at least."""
+    height, width = (max(1, int(factor * side)) for side in size)
+    return height, width
+
+
 def to_rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Image (B, 3, H, W) in [0, 1], truncated to 8 bits as in the released program, of a normalised one.
 

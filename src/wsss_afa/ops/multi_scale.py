@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.ops.dense_crf import DenseCRF
-from wsss_afa.ops.images import resize
+from wsss_afa.ops.images import resize, scaled_size
 from wsss_afa.types import MEAN, STD
 
 
@@ -104,9 +104,9 @@ class MultiScaleSegmentation(nn.Module):
     def sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Height and width of what is passed for an image of a size (H, W), one for each scale."""
         base = 1.0 if self.long_side is None else self.long_side / max(size)
-        height, width = self.size or size
+        start = self.size or (size[0], size[1])
         return [
-            (height, width) if factor == 1 else (int(factor * height), int(factor * width))
+            start if factor == 1 else scaled_size(start, factor)
             for factor in (base * scale for scale in self.scales)
         ]
 

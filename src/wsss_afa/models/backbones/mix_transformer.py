@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wsss_afa.errors import UserError
+from wsss_afa.models.backbones.patches import lengthen
 from wsss_afa.models.weights import fit_mit, read_weights
 from wsss_afa.types import MEAN, STD, BackboneOutput
 
@@ -204,22 +205,32 @@ class MixTransformer(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, image: Tensor) -> BackboneOutput:
-        """Encode normalised images (B, 3, H, W) of any size from `min_side` on.
+        """Encode normalised images (B, 3, H, W) of any size.
 
         There are four features (B, channels[i], ⌈H / reductions[i]⌉, ⌈W / reductions[i]⌉), and of each of the
-        last blocks the queries and keys (B, heads, N, head_dim), not scaled.
-
-        Raises:
-            UserError: a side is shorter than `min_side`.
+        last blocks the queries and keys (B, heads, N, head_dim), not scaled. Sides shorter than `min_side`
+        are lengthened by repeating the border, and what lies beyond the image is cut off again.
         """
         if min(image.shape[2:]) < self.min_side:
-            size = "×".join(str(side) for side in image.shape[2:])
-            raise UserError(f"image is {size} pixels; need {self.min_side} a side or more: enlarge the image")
+            return self._cut(self(lengthen(image, self.min_side)), image.shape[2:])
         features: list[Tensor] = []
         for stage in self.stages:
             image, queries, keys = stage(image)
             features.append(image)
         return BackboneOutput(features, queries, keys)
+
+    def _cut(self, encoded: BackboneOutput, size: Sequence[int]) -> BackboneOutput:
+        """What an encoding says of the first (H, W) pixels."""
+        grids = [[-(-side // step) for side in size] for step in self.reductions]
+        full, (h, w) = encoded.features[-1].shape[2:], grids[-1]
+        features = [
+            map_[..., : grid[0], : grid[1]] for map_, grid in zip(encoded.features, grids, strict=True)
+        ]
+
+        def cut(tokens: Tensor) -> Tensor:  # (B, heads, n, d) → (B, heads, N, d)
+            return tokens.view(*tokens.shape[:2], *full, -1)[:, :, :h, :w].flatten(2, 3)
+
+        return BackboneOutput(features, list(map(cut, encoded.queries)), list(map(cut, encoded.keys)))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_afa.errors import UserError
-
 FITS = ("pad", "crop", "resize")
 """Ways to bring an image to whole patches, see `fit_to_patches`."""
 
@@ -32,19 +30,24 @@ def fit_to_patches(image: Tensor, patch: int, rule: str) -> Tensor:
 
     ``pad`` adds zeros, which are the mean colour, on the right and below: the last row and column of cells
     may reach beyond the image. ``crop`` leaves incomplete cells out. ``resize`` shrinks the image to the
-    whole patches that fit into it, bilinear without antialias. But for ``pad``, a UserError refuses an
-    image that holds no whole patch.
+    whole patches that fit into it, bilinear without antialias. Under these two, an image that holds no whole
+    patch is lengthened to one first.
     """
     height, width = image.shape[-2:]
     if rule == "pad":
         return F.pad(image, (0, -width % patch, 0, -height % patch))
     if min(height, width) < patch:
-        need = f"image is {height}×{width} pixels; need {patch} a side or more"
-        raise UserError(f"{need}: enlarge the image, or set backbone.fit=pad")
+        return fit_to_patches(lengthen(image, patch), patch, rule)
     if rule == "crop":
         return F.pad(image, (0, -(width % patch), 0, -(height % patch)))
     size = (height // patch * patch, width // patch * patch)
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
+def lengthen(image: Tensor, least: int) -> Tensor:
+    """An image (B, 3, H, W) with sides of ``least`` pixels at least: its last row and column are repeated."""
+    below, right = (max(0, least - side) for side in image.shape[-2:])
+    return F.pad(image, (0, right, 0, below), mode="replicate")
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], rule: str) -> Tensor:

@@ -173,11 +173,11 @@ class TimmViT(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> BackboneOutput:
-        """Encode normalised images (B, 3, H, W) of any size from `min_side` on.
+        """Encode normalised images (B, 3, H, W) of any size.
 
         Return the maps (B, D, h, w) of ``blocks``, and of each of the last blocks the queries and keys
         (B, heads, N, d), not scaled. h and w are H and W over the stride, rounded up where ``fit`` is ``pad``
-        and down otherwise. A UserError refuses a side shorter than `min_side`.
+        and down otherwise, to 1 at least.
         """
         encoded = self.encode(image, self.feature_blocks, self.final_norm, self.affinity_blocks)
         return BackboneOutput(encoded.maps, encoded.queries, encoded.keys)

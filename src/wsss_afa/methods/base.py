@@ -72,8 +72,8 @@ class Method(L.LightningModule):
         cam: makes activation maps of the network's raw ones, over scales and mirror images.
 
     Raises:
-        UserError: the phases do not begin at step 0, a weight is of a phase that there is not, or there are more
-            classes than labels can hold.
+        UserError: the phases do not begin at step 0, a weight is of a phase that there is not, or there are
+            more classes than labels can hold.
     """
 
     recipe: Mapping[str, Any]

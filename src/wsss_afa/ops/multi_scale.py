@@ -104,9 +104,9 @@ class MultiScaleSegmentation(nn.Module):
     def sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Height and width of what is passed for an image of a size (H, W), one for each scale."""
         base = 1.0 if self.long_side is None else self.long_side / max(size)
-        start = self.size or (size[0], size[1])
+        height, width = self.size or size
         return [
-            start if factor == 1 else scaled_size(start, factor)
+            (height, width) if factor == 1 else scaled_size((height, width), factor)
             for factor in (base * scale for scale in self.scales)
         ]
 

@@ -225,6 +225,7 @@ def test_settings_commit_and_versions(run, folder):
     record = json.loads((folder / "run.json").read_text())
     assert run.config["run"] == record
     assert record["versions"]["torch"] == torch.__version__
+    assert record["backbone"] == {"source": None, "sha256": None}, "random weights"
     if (Path(__file__).parents[2] / ".git").exists():
         assert len(record["commit"].removesuffix("-dirty")) == 40
     listed = (run.files / "requirements.txt").read_text().lower()

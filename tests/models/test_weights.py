@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -127,7 +128,9 @@ def test_file(encoder_state: dict[str, Tensor], name: str, tmp_path: Path):
         save_file(state, path)
     else:
         torch.save(state if path.stem == "bare" else {path.stem: state, "epoch": 3}, path)
-    assert_same(mix_transformer("b0", pretrained=str(path)).state_dict(), encoder_state)
+    model = mix_transformer("b0", pretrained=str(path))
+    assert_same(model.state_dict(), encoder_state)
+    assert (model.source, model.sha256) == (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("name", ["absent.pth", "weights/absent.pth", "../absent/folder", "/absent", "b1"])

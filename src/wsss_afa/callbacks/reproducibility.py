@@ -32,7 +32,7 @@ class StepSeeds(Callback):
 
 
 class RunRecord(Callback):
-    """Write ``run.json`` into the run's directory: seeds, versions, commit, device, where it resumed.
+    """Write ``run.json`` into the run's directory: seeds, versions, commit, first weights, where it resumed.
 
     The settings, from `binding_settings`, and what the data is go into checkpoints.
     """
@@ -54,6 +54,7 @@ class RunRecord(Callback):
             "versions": {"python": platform.python_version(), "torch": torch.__version__}
             | {"lightning": L.__version__, "numpy": np.__version__},
             "commit": source_commit(),
+            "backbone": first_weights(pl_module),
             "started_at_step": [*self._starts(), trainer.global_step] if trainer.global_step else [0],
         }
         write_whole(self.path, json.dumps(record, indent=2) + "\n")
@@ -76,6 +77,12 @@ class RunRecord(Callback):
         checkpoint[SETTINGS_KEY] = self.settings
         if self.data is not None:
             checkpoint[DATA_KEY] = self.data.record()
+
+
+def first_weights(method: L.LightningModule) -> dict[str, str | None]:
+    """Source and SHA-256 of the file that the backbone began with, None where it was random."""
+    backbone = getattr(method, "backbone", None)
+    return {name: getattr(backbone, name, None) for name in ("source", "sha256")}
 
 
 def source_commit() -> str | None:

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsss_afa.errors import UserError
 from wsss_afa.models.backbones.patches import lengthen
-from wsss_afa.models.weights import fit_mit, read_weights
+from wsss_afa.models.weights import fit_mit, read_weights, weights_sha256
 from wsss_afa.types import MEAN, STD, BackboneOutput
 
 __all__ = ["VARIANTS", "MixTransformer", "attention_logits", "mix_transformer"]
@@ -168,8 +168,12 @@ class MixTransformer(nn.Module):
         num_affinity_blocks: blocks of stage 4, counted from its end, that hand out queries and keys.
         activation_checkpointing: the backward pass runs blocks again: less memory, one more forward of time.
 
-    It has the attributes of a `FeatureBackbone`, and ``affinity_head_dim``, channels of a query or key.
+    It has the attributes of a `FeatureBackbone`, ``affinity_head_dim``, channels of a query or key, and
+    ``source`` and ``sha256`` of the file of its first weights, None for random ones.
     """
+
+    source: str | None = None
+    sha256: str | None = None
 
     def __init__(
         self,
@@ -289,6 +293,7 @@ def mix_transformer(
     )
     if pretrained is not None:
         state = read_weights(pretrained)
+        model.source, model.sha256 = pretrained, weights_sha256(pretrained)
         try:
             model.load_state_dict(fit_mit(state, model))
         except UserError as error:

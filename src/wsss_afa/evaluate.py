@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from wsss_afa.callbacks.trainer import make_trainer
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.errors import UserError
+from wsss_afa.inference.match_data import match_data
 from wsss_afa.methods.recipe import load
 
 
@@ -17,13 +18,7 @@ def main(cfg: DictConfig) -> float:
     """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1]."""
     method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    known, there = method.recipe["class_names"], data.class_names
-    if tuple(known) != there:
-        raise UserError(
-            f"ckpt={cfg.ckpt} knows {len(known)} classes ({known[0]}, …), the data has {len(there)} "
-            f"({there[0]}, …): evaluate on data of the checkpoint's classes"
-        )
-    data.normalize(method.mean, method.std)
+    match_data(data, method, cfg.ckpt, HydraConfig.get().overrides.task)
     data.setup("validate")
     method.protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
     trainer = make_trainer(cfg)

@@ -20,7 +20,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.inference.image_files import find_images, output_names
 from wsss_afa.inference.prediction import BACKGROUND
-from wsss_afa.inference.predictor import Predictor, Sizes
+from wsss_afa.inference.predictor import Predictor, Sizes, trained_side
 from wsss_afa.methods.recipe import load
 from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import voc_palette
@@ -44,7 +44,7 @@ def describe(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
     return {
         "checkpoint": str(cfg.ckpt),
         "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),
-        **{name: cfg[name] for name in ("long_side", "tile", "overlap")},
+        **{name: getattr(predictor.sizes, name) for name in ("long_side", "tile", "overlap")},
         "tags": as_list(cfg.tags),
         "class_names": names,
         "palette": voc_palette(len(names)).tolist(),
@@ -53,8 +53,9 @@ def describe(cfg: DictConfig, predictor: Predictor) -> dict[str, Any]:
 
 def open_predictor(cfg: DictConfig) -> Predictor:
     """The predictor that the configuration describes."""
-    sizes = Sizes(cfg.long_side, cfg.tile, cfg.overlap, cfg.max_pixels)
     method = load(cfg.ckpt, cfg.trust)
+    side = trained_side(method) if cfg.long_side == "auto" else cfg.long_side
+    sizes = Sizes(side, cfg.tile, cfg.overlap, cfg.max_pixels)
     protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
     return Predictor(method, str(cfg.device), protocol, sizes)
 

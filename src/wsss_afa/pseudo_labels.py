@@ -22,6 +22,7 @@ from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.errors import UserError
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
+from wsss_afa.inference.match_data import match_data
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
 from wsss_afa.methods.recipe import load
 from wsss_afa.models.weights import weights_sha256
@@ -108,10 +109,7 @@ def main(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
     method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    if (known := list(method.recipe["class_names"])) != (there := list(data.class_names)):
-        what = f"ckpt={cfg.ckpt} knows the classes {known}, the data has {there}"
-        raise UserError(f"{what}: label data of the checkpoint's classes")
-    data.normalize(method.mean, method.std)
+    match_data(data, method, cfg.ckpt, HydraConfig.get().overrides.task)
     chosen = choose_images(data, cfg.split, cfg.sweep_thresholds)
     images = WholeImages(chosen, data.eval_transform, data.num_workers, data.skip_broken)
     crf = cfg.dense_crf if cfg.crf else None

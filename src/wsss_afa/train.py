@@ -33,7 +33,10 @@ def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
         name: cast(dict[str, Any], OmegaConf.to_container(cfg[name], resolve=True))
         for name in ("method", "backbone")
     }
-    return Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
+    recipe = Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
+    if (side := cfg.data.get("max_side")) is not None:
+        recipe["max_side"] = side
+    return recipe
 
 
 def use_labels(cfg: DictConfig, data: TaggedDataModule, method: Method) -> None:

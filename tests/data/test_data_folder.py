@@ -13,6 +13,7 @@ from PIL import Image
 from wsss_afa import evaluate, train
 from wsss_afa.data.folder.content import FolderDataModule, TaggedFolder, read_folder
 from wsss_afa.errors import UserError
+from wsss_afa.inference.predictor import Predictor
 
 TAGS = {"a": ["cat"], "b": ["cat", "dog"], "c": [], "d": ["dog"], "e": ["hot dog"], "f": ["cat", "hot dog"]}
 CLASSES = ("cat", "dog", "hot dog")
@@ -329,3 +330,4 @@ def test_photos_and_a_csv_train_and_evaluate(tmp_path, monkeypatch, capsys, with
     again = run(evaluate, f"ckpt={checkpoints / 'last.ckpt'}", "data=folder")
     assert again["val/map_cls"] == scores["val/map_cls"]
     assert again["iou"] == scores["iou"]
+    assert Predictor.from_checkpoint(checkpoints / "last.ckpt", "cpu").sizes.long_side == 320

@@ -184,15 +184,14 @@ def test_an_interruption_leaves_what_is_done(checkpoint, photos, tmp_path, monke
 
 
 def test_an_interruption_while_writing_leaves_no_half_file(checkpoint, photos, tmp_path, monkeypatch):
-    write = Path.write_bytes
+    replace = Path.replace
 
-    def half(self: Path, content: bytes) -> int:
-        written = write(self, content if self.parent == tmp_path / "out" else content[:9])
-        if self.parent != tmp_path / "out":
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.parent != tmp_path / "out":
             raise KeyboardInterrupt
-        return written
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(Path, "replace", interrupted)
     arguments = [f"ckpt={checkpoint}", f"source={photos}", f"hydra.run.dir={tmp_path}/run"]
     assert run_predict(*arguments, f"out={tmp_path}/out")[0] == 130
     assert files(tmp_path / "out") == {"predictions.json"}

@@ -251,7 +251,7 @@ MISTAKES = {
         ["sweep_thresholds=true", "split=val", "thresholds=[4]"],
         r"thresholds=\[4\]",
     ),
-    "other classes": (["data.num_classes=4", "out=x"], r"knows the classes"),
+    "other classes": (["data.num_classes=4", "out=x"], r"knows 3 classes .*give data of"),
     "misspelt": (["backgroud=0.4", "out=x"], r"did you mean background\?"),
 }
 

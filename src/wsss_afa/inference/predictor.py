@@ -30,6 +30,8 @@ from wsss_afa.text import printable
 
 MAX_PIXELS = 178_956_970
 """Of an image; Pillow itself opens none that is larger."""
+LONG_SIDE = 2048
+"""Pixels that larger images are reduced to where training says nothing."""
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 
@@ -37,7 +39,7 @@ ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 class Sizes:
     """How large images are handled; all in pixels. A UserError refuses values out of range."""
 
-    long_side: int | None = 2048
+    long_side: int | None = LONG_SIDE
     """An image whose longer side exceeds it is reduced to it, and the result enlarged again; None never."""
     tile: int | None = 1024
     """A longer image (after ``long_side``) is segmented in tiles of this side; class scores and heat maps are
@@ -54,6 +56,11 @@ class Sizes:
         _require_pixels("max_pixels", self.max_pixels, 1, MAX_PIXELS)
 
 
+def trained_side(method: Method) -> int:
+    """Pixels that a larger image's longer side is best reduced to: as in training, 2048 where nothing was."""
+    return int(method.recipe.get("max_side") or LONG_SIDE)
+
+
 def _require_pixels(name: str, value: Any, low: int, high: int | None = None, optional: bool = False) -> None:
     inside = type(value) is int and low <= value and (high is None or value <= high)
     if not inside and not (optional and value is None):
@@ -68,7 +75,7 @@ class Predictor:
         method: A trained method; it is moved to the device and put in evaluation mode.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
         protocol: Scales, mirror and CRF; None is one pass at the image's size.
-        sizes: How large images are handled; None takes the defaults.
+        sizes: How large images are handled; None takes the defaults, with the method's `trained_side`.
 
     Raises:
         UserError: The device is not there, or the tile is smaller than the network takes.
@@ -84,7 +91,7 @@ class Predictor:
         self.class_names = tuple(method.recipe["class_names"])
         self.protocol = protocol or MultiScaleSegmentation(mean=method.mean, std=method.std)
         self.protocol.to(self.device)
-        self.sizes = sizes or Sizes()
+        self.sizes = sizes or Sizes(trained_side(method))
         reductions, self.min_side = method.backbone.reductions, method.backbone.min_side
         self.grid = Grid(reductions[0], max(reductions))
         if self.sizes.tile is not None and self.sizes.tile < self.min_side:

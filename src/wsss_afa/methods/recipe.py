@@ -43,15 +43,20 @@ _PROGRAMS = {toco.MARK: toco.released_toco}
 _MAX_VALUES, _MAX_DEPTH, _MAX_NAME = 100_000, 20, 1000
 
 
-class Recipe(TypedDict):
-    """What rebuilds a method and names its outputs."""
-
+class _Recipe(TypedDict):
     method: dict[str, Any]
     """Resolved configuration of the method, without its backbone and ``num_classes``."""
     backbone: dict[str, Any]
     """Resolved configuration of the backbone."""
     class_names: list[str]
     """C foreground classes, in order."""
+
+
+class Recipe(_Recipe, total=False):
+    """What rebuilds a method, names its outputs, and says how large the images were that it learned from."""
+
+    max_side: int | None
+    """Pixels that training images were reduced to, the longer side; None or missing where they were not."""
 
 
 def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
@@ -87,13 +92,16 @@ def check_recipe(recipe: Any, trust: Sequence[str] = ()) -> None:
         UserError: it is not.
     """
     check_plain(recipe, trust)
-    if not isinstance(recipe, Mapping) or recipe.keys() != Recipe.__annotations__.keys():
+    needed, known = _Recipe.__annotations__.keys(), Recipe.__annotations__.keys()
+    if not isinstance(recipe, Mapping) or not needed <= recipe.keys() <= known:
         given = [*recipe] if isinstance(recipe, Mapping) else type(recipe).__name__
-        raise UserError(f"its recipe has {given!r:.200}; need {', '.join(Recipe.__annotations__)}")
+        raise UserError(f"its recipe has {given!r:.200}; need {', '.join(needed)}")
     for name in ("method", "backbone"):
         if not isinstance(recipe[name], Mapping) or "_target_" not in recipe[name]:
             raise UserError(f"its recipe's {name} has no _target_: give another file")
-    names = recipe["class_names"]
+    side, names = recipe.get("max_side"), recipe["class_names"]
+    if side is not None and (type(side) is not int or side < 1):
+        raise UserError(f"its recipe has max_side={side!r:.50}; need pixels, or None")
     check_value(names, list[str], "class_names", "class_names", bounded=True)
     if not names or "" in names or len(set(names)) < len(names):
         raise UserError(f"its {len(names)} class names are empty or the same; need a name for each class")

@@ -102,6 +102,16 @@ def test_gain_scales_the_start():
     torch.testing.assert_close(small.bias, 0.1 * full.bias)
 
 
+def test_a_scale_is_one_of_the_logits():
+    torch.manual_seed(0)
+    head = AffinityHead(6, scale=0.25)
+    tokens = random_tokens()
+    smaller = AffinityTokens([query * 0.25 for query in tokens.queries], tokens.keys, tokens.grid)
+    plain = AffinityHead(6)
+    plain.load_state_dict(head.state_dict())
+    torch.testing.assert_close(head.logits(tokens), plain.logits(smaller))
+
+
 def test_a_small_gain_leaves_large_logits_on_the_slope():
     """Heads whose logits have a standard deviation of 10, as training from scratch makes them."""
     torch.manual_seed(0)

@@ -162,7 +162,12 @@ def test_all_settings_of_the_first_form_are_kept():
     assert not is_first_form(renewed)
     today = small_recipe(*NEW_AFA, class_names=("cat", "dog", "cow"))
     losses = ("classification", "affinity", "dense_energy", "shared_counts", "weights")
-    later = ("classifier", "classifier_dropout", "decoder")  # as they were, where nothing is said
+    later = (
+        "affinity_scale",
+        "classifier",
+        "classifier_dropout",
+        "decoder",
+    )  # as they were, where nothing is said
     wanted = {name: value for name, value in today["method"].items() if name not in (*losses, *later)}
     assert {name: value for name, value in renewed["method"].items() if name not in losses} == wanted
     assert renewed["backbone"] | {"pretrained": None} == today["backbone"]

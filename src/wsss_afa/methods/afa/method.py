@@ -47,8 +47,8 @@ class AFA(Method):
         weights: factor of ``cls``, ``seg``, ``aff`` and ``reg``.
         labels: how far labels are taken: ``cam``, ``par`` or ``afa``; see `PseudoLabeler`, as for ``low`` and
             all that follow but the last.
-        decoder_dim: see `AFANet`, as for ``pool_top_k``, ``affinity_gain``, ``classifier``,
-            ``classifier_dropout`` and ``decoder``.
+        decoder_dim: see `AFANet`, as for ``pool_top_k``, ``affinity_gain``, ``affinity_scale``,
+            ``classifier``, ``classifier_dropout`` and ``decoder``.
         shared_counts: whether L_seg divides by the pixels of all processes; see `losses.counts`.
     """
 
@@ -63,13 +63,14 @@ class AFA(Method):
         classification: ClassificationLoss, affinity: AffinityLoss, dense_energy: DenseEnergyLoss,
         phases: Mapping[str, int], weights: Mapping[str, float], labels: str = "afa",
         decoder_dim: int = 256, pool_top_k: float | None = 1, affinity_gain: float = 1.0,
-        classifier: str = "pooled", classifier_dropout: float = 0.0, decoder: str = "mlp",
+        affinity_scale: float = 1.0, classifier: str = "pooled", classifier_dropout: float = 0.0,
+        decoder: str = "mlp",
         low: float = 0.35, high: float = 0.55, eval_threshold: float = 0.45, affinity_radius: int = 8,
         affinity_from_propagated: bool = False, reuse_training_pass: bool = True, downscale: int = 2,
         raw_attention: bool = False, normalize_propagated: bool = False, shared_counts: bool = True,
     ):  # fmt: skip
         net = AFANet(
-            backbone, num_classes, decoder_dim, pool_top_k, affinity_gain,
+            backbone, num_classes, decoder_dim, pool_top_k, affinity_gain, affinity_scale,
             classifier, classifier_dropout, decoder,
         )  # fmt: skip
         super().__init__(net, num_classes, phases, weights)

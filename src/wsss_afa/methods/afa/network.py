@@ -35,12 +35,14 @@ class AffinityHead(nn.Module):
     product, so it is *one* product of the concatenated w_m q_m with the concatenated k_m, and no per-head
     (N, N) map is ever stored. Computed in float32 whatever the autocast: raw logits are large.
 
-    ``gain`` multiplies the initial weights. Queries and keys trained from scratch give logits far outside the
-    sigmoid's slope; a gain below 1 brings them back.
+    Some encoders have logits far outside the sigmoid's slope. ``gain`` multiplies the initial weights, which
+    brings them back at the beginning. ``scale`` multiplies the logits S_m themselves, always: a step of
+    AdamW, whose length does not depend on the gradient's, then changes the affinity by so much less.
     """
 
-    def __init__(self, num_maps: int, gain: float = 1.0):
+    def __init__(self, num_maps: int, gain: float = 1.0, scale: float = 1.0):
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(torch.empty(num_maps))
         self.bias = nn.Parameter(torch.empty(1))
         # As a 1×1 convolution M → 1: kaiming normal with a = √5 over a fan-out of 1; the bias as torch's own.
@@ -56,7 +58,9 @@ class AffinityHead(nn.Module):
         with torch.autocast(tokens.queries[0].device.type, enabled=False):
             queries = torch.cat(tokens.queries, dim=1).float()  # (B, M, N, d)
             keys = torch.cat(tokens.keys, dim=1).float()
-            queries = (queries * self.weight[:, None, None]).transpose(1, 2).flatten(2)  # (B, N, M·d)
+            queries = (
+                (queries * (self.scale * self.weight)[:, None, None]).transpose(1, 2).flatten(2)
+            )  # (B, N, M·d)
             logits = queries @ keys.transpose(1, 2).flatten(2).mT  # (B, N, N)
             return logits + logits.mT + self.bias
 
@@ -70,6 +74,7 @@ class AFANet(nn.Module):
         pool_top_k: positions averaged by the classification pooling. 1 is global max pooling (the paper's
             table 1 finds it best), a number below 1 a share of them, None is global average pooling.
         affinity_gain: multiplies the initial weights of the affinity head.
+        affinity_scale: multiplies the attention logits that it weighs.
         classifier: ``pooled`` classifies pooled features, ``positions`` standardised ones of each position:
             see `classifiers`.
         classifier_dropout: share of the classifier's features dropped in training.
@@ -79,8 +84,8 @@ class AFANet(nn.Module):
     def __init__(
         self,
         backbone: FeatureBackbone, num_classes: int, decoder_dim: int = 256, pool_top_k: float | None = 1,
-        affinity_gain: float = 1.0, classifier: str = "pooled", classifier_dropout: float = 0.0,
-        decoder: str = "mlp",
+        affinity_gain: float = 1.0, affinity_scale: float = 1.0, classifier: str = "pooled",
+        classifier_dropout: float = 0.0, decoder: str = "mlp",
     ):  # fmt: skip
         super().__init__()
         if num_classes < 1:
@@ -92,7 +97,7 @@ class AFANet(nn.Module):
         self.classifier = make_classifier(
             classifier, backbone.channels[-1], num_classes, pool_top_k, classifier_dropout
         )
-        self.affinity_head = AffinityHead(backbone.num_affinity_maps, affinity_gain)
+        self.affinity_head = AffinityHead(backbone.num_affinity_maps, affinity_gain, affinity_scale)
         self.decoder = make_decoder(decoder, backbone.channels, num_classes + 1, decoder_dim)
 
     def forward(self, image: Tensor) -> AFAOutput:

@@ -48,13 +48,19 @@ def build(options: Namespace, crop: int, batch: int, classes: int) -> Setting:
 
 
 def noise(crop: int, batch: int, classes: int, device: str) -> Batch:
-    """Images of noise with two tags each, or one where the classes allow no more, and a box with a margin."""
+    """Images of noise with two tags each, or one where the classes allow no more, and a box with a margin.
+
+    They have seeds, and the views that a method may ask for.
+    """
+    images = torch.randn(3, batch, 3, crop, crop, device=device)
     tags = torch.zeros(batch, classes).scatter(1, torch.rand(batch, classes).argsort(1)[:, :2], 1.0)
     return {
-        "image": torch.randn(batch, 3, crop, crop, device=device),
+        "image": images[0],
         "class_label": tags.to(device),
         "valid_box": torch.tensor([[crop // 16, crop - crop // 16, 0, crop]] * batch, device=device),
         "name": [""] * batch,
+        "seed": torch.arange(batch, device=device),
+        "views": {"local": images[1], "global": images[2]},
     }
 
 
@@ -66,7 +72,7 @@ def step_of(setting: Setting, first: int | None = None) -> Run:
     def run() -> None:
         optimizer.zero_grad()
         terms = method.losses(batch, at)
-        torch.stack([method.weights[name] * term for name, term in terms.items()]).sum().backward()
+        method.total(terms, at).backward()
         optimizer.step()
 
     return run

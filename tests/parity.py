@@ -18,10 +18,16 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent / "support"))
 import parity_afa
+import parity_more
 import parity_toco
 from parity_rows import Row, settings
 
-FORMS = {"afa": parity_afa.compare_step, "toco": parity_toco.compare_step}
+FORMS = {
+    "afa": parity_afa.compare_step,
+    "toco": parity_toco.compare_step,
+    "more": parity_more.compare_step,
+}
+"""What compares a training step of each method."""
 
 
 def compare(path: str | Path) -> list[Row]:

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import scaling
 import timing
+import token_methods
 import training_step
 
 TINY = ["method.decoder_dim=16", "backbone.variant=tiny", "--rounds", "1", "--threads", "1"]
@@ -36,6 +37,30 @@ def test_parts_of_a_step_are_multiples_of_the_networks_pass(capsys):
     slow = {"multi-scale CAM", "PAR", "affinity", "propagation"}
     assert slow <= set(references)
     assert all(float(references[name][2]) > 0 for name in slow)
+
+
+def test_steps_of_token_methods_are_multiples_of_the_networks_pass(capsys):
+    vit = [
+        "backbone.name=vit_tiny_patch16_224",
+        "++backbone.model_args={embed_dim: 24, depth: 3, num_heads: 2}",
+    ]
+    words = [
+        *vit,
+        "method.decoder_dim=16",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--crop",
+        "128",
+        "--classes",
+        "3",
+    ]
+    token_methods.main([*words, "--batch", "1"])
+    toco, more = map(rows_of, capsys.readouterr().out.split("\nmore"))
+    assert toco["network"][1] == more["network"][1] == "1.00"
+    assert {"step, contrast", "image and view in one pass", "in the passes of the program"} < set(toco)
+    assert {"step, classification", "step, main"} < set(more)
 
 
 def test_growth_is_compared_with_the_first_value(capsys, monkeypatch):

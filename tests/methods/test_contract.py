@@ -38,6 +38,7 @@ TINY = {
 }
 """A small backbone of each kind that methods have."""
 SMALL = {
+    "more": [],
     "toco": ["method.projection={hidden: 32, bottleneck: 8, outputs: 24}", "method.crops.side=32"],
 }
 """Small parts of single methods."""

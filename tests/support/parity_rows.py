@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,14 +81,14 @@ def compared(
 
 
 def norms(
-    file: File, prefix: str, net: nn.Module, names: Mapping[str, str],
+    file: File, prefix: str, net: nn.Module, names: Mapping[str, Sequence[str]],
     value: Callable[[nn.Parameter], Tensor], tolerance: Callable[[str], float],
 ) -> Iterator[Row]:  # fmt: skip
-    """Norms of parameters, or of their gradients, under the program's names.
+    """Norms of parameters, or of their gradients, under the program's names, each of one or more of ours.
 
     What has no name here is a part that nothing uses or trains: it is as it was.
     """
     for name, theirs in part(file, prefix).items():
-        found = value(net.get_parameter(names[name])) if name in names else state_of(file)[name]
-        norm = found.double().norm().item()
+        found = [value(net.get_parameter(each)).flatten() for each in names.get(name, ())]
+        norm = torch.cat(found or [state_of(file)[name].flatten()]).double().norm().item()
         yield Row(f"{prefix}/{name}", abs(norm - float(theirs)) / max(float(theirs), 1e-12), tolerance(name))

@@ -266,9 +266,9 @@ def _protocol(method: ToCo, name: str, size: list[int] | None = None) -> MultiSc
     return instantiate(cfg, crf=None, mean=method.mean, std=method.std, **({"size": size} if size else {}))
 
 
-def released_names(file: File) -> dict[str, str]:
+def released_names(file: File) -> dict[str, list[str]]:
     """Released name → ours, by sending numbered tensors through the renamer."""
     unused = ("encoder.head.weight", "encoder.head.bias", "weight_g")
     released = [name for name in state_of(file) if not name.endswith(unused)]
     numbered = {name: torch.full((1,), float(i)) for i, name in enumerate(released)}
-    return {released[int(value)]: name for name, value in rename_toco(numbered).items()}
+    return {released[int(value)]: [name] for name, value in rename_toco(numbered).items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build
@@ -20,11 +22,16 @@ TINY = (
 )  # fmt: skip
 
 
+@functools.cache
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose("train", overrides=[*TINY, *overrides])
+
+
 def method_of(*overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), seed: int = 0) -> Method:
     """The method that training would build, in training mode, with its optimiser's recipe."""
+    cfg = _compose(overrides)
     torch.manual_seed(seed)
-    with initialize_config_dir(str(CONF), version_base=None):
-        cfg = compose("train", overrides=[*TINY, *overrides])
     method = build(make_recipe(cfg, tuple(classes)), trust=None)
     method.optim = instantiate(cfg.optim)
     return method.train()

@@ -29,6 +29,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.methods.afa.released import class_names, released_checkpoint
 from wsss_afa.methods.base import RECIPE_KEY, Method
 from wsss_afa.methods.first_form import is_first_form, renew
+from wsss_afa.methods.more import released as more
 from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
 from wsss_afa.methods.toco import released as toco
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
@@ -38,7 +39,7 @@ _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa
 """Where what a recipe may build lives."""
 _BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)  # what wrong values raise
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
-_PROGRAMS = {toco.MARK: toco.released_toco}
+_PROGRAMS = {toco.MARK: toco.released_toco, more.MARK: more.released_more}
 """Readers of files of other programs than AFA's, by a name that no other program's files have."""
 _MAX_VALUES, _MAX_DEPTH, _MAX_NAME = 100_000, 20, 1000
 

@@ -61,18 +61,20 @@ class AuxiliaryLabels(nn.Module):
         high: β_h, background score above which pixels are foreground.
         eval_threshold: background score of maps in evaluation.
         downscale: factor by which images are reduced before refinement.
-        mean: of the image's normalisation, 0…255.
-        std: of the image's normalisation, 0…255.
+
+    Attributes:
+        mean, std: of the image's normalisation, 0…255; ImageNet's unless a method sets others.
     """
 
     def __init__(
         self, cam: MultiScaleCAM, refine: PixelAdaptiveRefinement, low: float = 0.25, high: float = 0.7,
-        eval_threshold: float = 0.5, downscale: int = 2, mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
+        eval_threshold: float = 0.5, downscale: int = 2,
     ):  # fmt: skip
         super().__init__()
         self.cam, self.refined = cam, RefinedLabels(refine, low, high, downscale)
-        self.eval_threshold, self.mean, self.std = eval_threshold, tuple(mean), tuple(std)
+        self.eval_threshold = eval_threshold
+        self.mean: Sequence[float] = MEAN
+        self.std: Sequence[float] = STD
 
     @property
     def backgrounds(self) -> tuple[float, float]:

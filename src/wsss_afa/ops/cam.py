@@ -40,14 +40,15 @@ class MultiScaleCAM(nn.Module):
     Args:
         scales: factors of the image's sides; the result's tokens are those of the largest one, un-mirrored.
         mirror: also pass the mirror image at each scale.
+        rectify: whether values below 0 become 0 before scales are added.
     """
 
-    def __init__(self, scales: Sequence[float] = (1.0, 0.5, 1.5), mirror: bool = True):
+    def __init__(self, scales: Sequence[float] = (1.0, 0.5, 1.5), mirror: bool = True, rectify: bool = True):
         super().__init__()
         if not scales or min(scales) <= 0:
             raise UserError(f"scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5]")
         self.scales = tuple(scales)
-        self.mirror = mirror
+        self.mirror, self.rectify = mirror, rectify
 
     @torch.no_grad()
     def forward(
@@ -71,7 +72,7 @@ class MultiScaleCAM(nn.Module):
             if self.mirror:
                 mirrored = _select(net.activate(scaled.flip(-1)).cam, channels).flip(-1)
                 merged = torch.maximum(merged, resize(mirrored, size))
-            merged = merged.relu_()
+            merged = merged.relu_() if self.rectify else merged
             total = merged if total is None else total + merged
             if scale == max(self.scales):
                 tokens = plain.tokens

@@ -85,15 +85,21 @@ class MultiScaleSegmentation(nn.Module):
         merged = self.merged(net, image, known)
         return merged / len(self.scales) if self.fusion == "mean" else merged.softmax(dim=1)
 
-    def merged(self, net: Segmenter, image: Tensor, known: Tensor | None = None) -> Tensor:
-        """What all scales merge to, as in `probabilities`: logits, or a sum of probabilities (``mean``)."""
+    def merged(
+        self, net: Segmenter, image: Tensor, known: Tensor | None = None, target: Sequence[int] | None = None
+    ) -> Tensor:
+        """What all scales merge to, as in `probabilities`: logits, or a sum of probabilities (``mean``).
+
+        Maps have the size ``target`` (h, w), or that of the image.
+        """
+        target = image.shape[-2:] if target is None else target
         merged, start = None, image if self.size is None else resize(image, self.size)
         for size in self.sizes(image.shape[-2:]):
             scaled = start if size == tuple(start.shape[-2:]) else resize(start, size)
             passed = known if known is not None and scaled is image else net.segment(scaled)
-            logits = resize(passed.float(), image.shape[-2:])
+            logits = resize(passed.float(), target)
             if self.mirror:
-                twin = resize(net.segment(scaled.flip(-1)).flip(-1).float(), image.shape[-2:])
+                twin = resize(net.segment(scaled.flip(-1)).flip(-1).float(), target)
                 logits = _merge(logits, twin, self.mirror_fusion)
             if self.fusion == "mean":
                 logits = logits.softmax(dim=1)

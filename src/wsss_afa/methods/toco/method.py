@@ -11,10 +11,9 @@ from torch import Tensor
 from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
-from wsss_afa.losses.segmentation import balanced_cross_entropy
 from wsss_afa.losses.token_contrast import class_token_contrast, patch_token_contrast
-from wsss_afa.methods.base import Method
 from wsss_afa.methods.toco.network import ToCoNet
+from wsss_afa.methods.two_level import TwoLevelMethod
 from wsss_afa.models.auxiliary_cam import Levels
 from wsss_afa.models.backbones.timm_vit import TimmViT
 from wsss_afa.models.projection_head import ProjectionHead, update_ema
@@ -22,16 +21,15 @@ from wsss_afa.ops.affinity import pair_label
 from wsss_afa.ops.auxiliary_labels import AuxiliaryLabels, OwnMaps
 from wsss_afa.ops.boxes import cells_of
 from wsss_afa.ops.cam import MultiScaleCAM
-from wsss_afa.ops.images import denormalize
 from wsss_afa.ops.labels import ignore_outside
 from wsss_afa.ops.local_crops import LocalCrops, certainty, cut
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.types import Batch, Evaluation, Interpretation
+from wsss_afa.types import Batch
 
 _MAPS = ("cam", "aux")
 
 
-class ToCo(Method):
+class ToCo(TwoLevelMethod):
     """Token contrast (ToCo, figure 2).
 
         image ─► ViT ─► last patches ──► classifier ─► L_cls      decoder ─► L_seg, L_reg
@@ -71,8 +69,6 @@ class ToCo(Method):
         UserError: ``labels_from`` names no map.
     """
 
-    sources = ("cam", "par", "aux")
-    scored = ("cam", "aux")
     net: ToCoNet
 
     def __init__(
@@ -88,48 +84,32 @@ class ToCo(Method):
     ):  # fmt: skip
         head = ProjectionHead(backbone.channels[-1], **projection)
         net = ToCoNet(backbone, num_classes, aux_block, decoder_dim, head)
-        super().__init__(net, num_classes, phases, weights)
+        labeler = AuxiliaryLabels(cam, refine, low, high, eval_threshold, downscale)
+        super().__init__(
+            net, num_classes, labeler, classification, dense_energy, phases, weights, shared_counts
+        )
         self.check_phases("labels_from", labels_from)
         chosen = labels_from.values() if isinstance(labels_from, Mapping) else [labels_from]
         if strange := [each for each in chosen if each not in _MAPS]:
             raise UserError(f"method.labels_from={strange[0]} is not known; need {' or '.join(_MAPS)}")
-        self.cam, self.crops, self.augmentation = cam, crops, augmentation
-        self.labeler = AuxiliaryLabels(cam, refine, low, high, eval_threshold, downscale, self.mean, self.std)
-        self.classification, self.dense_energy = classification, dense_energy
-        self.labels_from, self.backgrounds = labels_from, self.labeler.backgrounds
-        self.momentum, self.temperature = momentum, temperature
-        self.pixel_box, self.shared_counts = pixel_box, shared_counts
+        self.crops, self.augmentation, self.labels_from = crops, augmentation, labels_from
+        self.momentum, self.temperature, self.pixel_box = momentum, temperature, pixel_box
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One pass over images and global views, one over local crops, and the losses of this phase."""
-        image, tags = batch["image"], batch["class_label"]
+        image = batch["image"]
         contrasted = self.weight("ctc", step) > 0
         encoded = self.net.encode(torch.cat([image, batch["views"]["global"]]) if contrasted else image)
         own = encoded.first(len(image))
-        logits, aux_logits = self.net.class_logits(own)
-        terms = {"cls": self.classification(logits, tags), "aux": self.classification(aux_logits, tags)}
+        terms = self.tag_losses(batch, own)
         if not any(self.weight(name, step) for name in ("ptc", "ctc", "seg", "reg")):
             return terms
-        maps = self.labeler.own_maps(self.net, image, tags, self.net.activation(own))
+        maps = self.labeler.own_maps(self.net, image, batch["class_label"], self.net.activation(own))
         if self.weight("ptc", step):
             terms["ptc"] = patch_token_contrast(own.last, self.pairs(batch, maps, own), self.shared_counts)
         if contrasted:
             terms["ctc"] = self.class_contrast(batch, maps, encoded)
-        return terms | self.segmentation(batch, maps, own, step)
-
-    def segmentation(self, batch: Batch, maps: OwnMaps, own: Levels, step: int) -> dict[str, Tensor]:
-        """L_seg and L_reg, each where it has a weight."""
-        seg, reg = self.weight("seg", step), self.weight("reg", step)
-        if not (seg or reg):
-            return {}
-        logits: Tensor = self.net.decoder([own.last])
-        source, box = self.at(self.labels_from, step) or "cam", batch["valid_box"]
-        label = self.labeler.pixel_label(batch["image"], maps, source, box)
-        terms = {"seg": balanced_cross_entropy(logits, label, self.shared_counts)} if seg else {}
-        if reg:
-            rgb = denormalize(batch["image"], self.mean, self.std)
-            terms["reg"] = self.dense_energy(logits, rgb, label, box)
-        return terms
+        return terms | self.pixel_losses(batch, maps, own, step, self.at(self.labels_from, step) or "cam")
 
     def token_label(self, batch: Batch, maps: OwnMaps, grid: Sequence[int]) -> Tensor:
         """What the auxiliary map says of each token of a grid: (B, h, w) int64 in [0, C] or 255."""
@@ -158,21 +138,3 @@ class ToCo(Method):
     def after_step(self) -> None:
         """Average the projection head."""
         update_ema(self.net.teacher, self.net.projection, self.momentum)
-
-    def evaluate(self, batch: Batch) -> Evaluation:
-        """Logits of one pass; with masks both maps are labelled, too."""
-        own = self.net.encode(batch["image"])
-        maps = {}
-        if "mask" in batch:
-            maps = self.labeler.evaluate(
-                self.net, batch["image"], batch["class_label"], self.net.activation(own)
-            )
-        return Evaluation(self.net.class_logits(own)[0], self.net.decoder([own.last]), maps)
-
-    def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
-        """See `AuxiliaryLabels.maps`."""
-        return self.labeler.maps(self.net, batch, source, backgrounds)
-
-    def interpret(self, batch: Batch) -> Interpretation:
-        """Both maps and the refined label."""
-        return Interpretation(self.labeler.layers(self.net, batch))

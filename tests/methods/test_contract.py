@@ -131,6 +131,7 @@ def test_a_killed_run_goes_on_bit_for_bit(trained, program, tmp_path):
     step = steps[len(steps) // 2]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / step.name).write_bytes(step.read_bytes())
+    (tmp_path / "metrics.csv").write_bytes((folder / "metrics.csv").read_bytes())
     program(train, *command, f"hydra.run.dir={tmp_path}")
     ours, theirs = (
         torch.load(root / "checkpoints" / "last.ckpt", weights_only=True) for root in (tmp_path, folder)

@@ -49,7 +49,7 @@ soak: $(VENV)/installed ## Break training runs at random for some minutes (minut
 
 docs: $(VENV)/installed ## Build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
-	@echo "site/index.html; to read while writing: $(RUN) -m mkdocs serve"
+	@echo "site/index.html; to read while writing: NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve"
 
 clean: ## Remove caches and builds; runs/ and .venv/ stay
 	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache

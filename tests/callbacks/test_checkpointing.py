@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import resource
 import shutil
+import warnings
 import zipfile
 from types import SimpleNamespace
 
@@ -18,8 +20,9 @@ from wsss_afa.callbacks.binding import DATA_KEY, SETTINGS_KEY, binding_settings
 from wsss_afa.callbacks.checkpoints import (
     DurableCheckpointIO,
     StepCheckpoints,
+    step_files,
 )
-from wsss_afa.callbacks.reproducibility import KeepMetrics
+from wsss_afa.callbacks.reproducibility import KeepMetrics, RunRecord
 from wsss_afa.callbacks.resume import read_checked, resume_point
 from wsss_afa.errors import UserError
 from wsss_afa.loggers.metrics_file import MetricsFile, MetricsRows
@@ -325,3 +328,74 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert read_checked(path)["global_step"] == 3
     finally:
         assert not os.system(f"umount -l {disk}")  # noqa: S605
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    """Neither is a file renamed then, nor does a run begin anew."""
+    path = save(tmp_path, "last.ckpt", 5)
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        PermissionError(errno.EACCES, "denied"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(zipfile, "ZipFile", fail)
+            for resume in ("auto", str(path)):
+                with pytest.raises(UserError, match=r"last\.ckpt cannot be read now .*: the same command"):
+                    resume_point(resume, tmp_path, SETTINGS)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert resume_point("auto", tmp_path, SETTINGS) == path
+
+
+STRANGE = {
+    "a step that is none": {"global_step": "x"},
+    "settings that are none": {SETTINGS_KEY: 5},
+    "data that is none": {DATA_KEY: [1]},
+    "no loops": {"loops": None},
+    "another program's": {"global_step": None, RECIPE_KEY: None},
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_strange_checkpoint_stops_no_start_and_stays(kind, tmp_path):
+    before = save(tmp_path, "last.ckpt", 5)
+    torch.save(content(9) | STRANGE[kind], tmp_path / "mine.ckpt")
+    (tmp_path / "folder.ckpt").mkdir()
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match=r"mine\.ckpt is left out \(no checkpoint of a training run\)"):
+        assert resume_point("auto", tmp_path, SETTINGS) == before
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "last.ckpt",
+        "mine.ckpt",
+        "folder.ckpt",
+        "link.ckpt",
+    }
+
+
+def test_a_strange_checkpoint_of_our_name_is_not_written_over(tmp_path):
+    torch.save({"theirs": 1}, tmp_path / "best.ckpt")
+    with pytest.warns(UserWarning, match="renamed"):
+        assert resume_point("auto", tmp_path, SETTINGS) is None
+    assert (tmp_path / "best.ckpt.damaged").is_file()
+
+
+def test_step_files_are_sorted_as_numbers(tmp_path):
+    for name in ("step_1000000", "step_999500", "step_999000", "step_x", "step_12_old"):
+        (tmp_path / f"{name}.ckpt").touch()
+    names = [path.stem for path in step_files(tmp_path)]
+    assert names == ["step_999000", "step_999500", "step_1000000"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", "{}", '{"started_at_step": 3}', "\0\0", "[" * 100_000])
+def test_a_torn_record_stops_no_start(text, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    trainer = SimpleNamespace(is_global_zero=True, world_size=1, global_step=7)
+    record = RunRecord(str(tmp_path), {"seed": 0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record.on_train_start(trainer, SimpleNamespace(device=torch.device("cpu")))
+    assert json.loads((tmp_path / "run.json").read_text())["started_at_step"] == [7]

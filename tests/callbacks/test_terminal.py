@@ -24,7 +24,7 @@ from quiet import QUIET
 from two_processes import run_as_two
 from wsss_afa import train
 from wsss_afa.callbacks import progress
-from wsss_afa.callbacks.progress import Progress, describe_phases, format_seconds
+from wsss_afa.callbacks.progress import Progress, describe_phases, format_seconds, too_short
 from wsss_afa.cli import messages
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
@@ -98,6 +98,40 @@ def test_phases_that_have_no_step_are_left_out():
     phases = [Phase("one", 0), Phase("two", 4), Phase("three", 7)]
     assert describe_phases(phases, 10) == "one 0–3, two 4–6, three 7–9"
     assert describe_phases(phases[:2], 7) == "one 0–3, two 4–6"
+
+
+def test_a_run_too_short_for_its_phases_is_told_so():
+    phases = [Phase("classification", 0), Phase("segmentation", 2001), Phase("propagation", 6001)]
+    lines = too_short(phases, warmup_steps=1500, max_steps=1000)
+    assert lines[0] == (
+        "segmentation begins at step 2001, this run ends at 1000: set a smaller method.phases.segmentation, "
+        "or more trainer.max_steps"
+    )
+    assert [line.partition(":")[0] for line in lines[1:]] == [
+        "propagation begins at step 6001, this run ends at 1000",
+        "the learning rate rises until step 1500, this run ends at 1000",
+    ]
+    assert too_short([*phases[:2], Phase("propagation", 4000)], 300, 4000) == [], "never, on purpose"
+
+
+def test_the_next_command_has_what_an_evaluation_reads(monkeypatch):
+    words = [
+        "+experiment=x",
+        "data.root=a b",
+        "data.crop_size=64",
+        "data.batch_size=2",
+        "trainer.accelerator=cpu",
+    ]
+    assert progress._kept([*words, "+data.val_split=test", "optim.lr=1"]) == [
+        "data.root=a b", "trainer.accelerator=cpu", "+data.val_split=test",
+    ]  # fmt: skip
+    for options, kept in (
+        (["--config-dir", "my conf"], "--config-dir 'my conf' "),
+        (["-cd=x"], "-cd=x "),
+        ([], ""),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train", *options, *words])
+        assert progress._own_folder() == kept
 
 
 def test_the_pace_is_measured_without_warm_up_and_validation(monkeypatch, capsys):

@@ -199,6 +199,36 @@ MISTAKES = {
     "bad value": ([*SMALL, "method.pool_top_k=0"], r"pool_top_k=0"),
     "missing root": ([*VOC_SMALL, "data.root=nowhere"], r"nowhere.*data\.root"),
     "unknown variant": ([*SMALL, "backbone.variant=b9"], r"b9.*b0"),
+    "an experiment without its plus": (
+        ["experiment=syntetic"],
+        r"experiment=syntetic: .*\+experiment=synthetic$",
+    ),
+    "a sweep without its plus": (["sweep=table2"], r"a plus: \+sweep=table2$"),
+    "a group of other programs": (["protocol=afa"], "no choice of train; .* evaluate, predict"),
+    "a file that is not there": (
+        ["logger=wandbb"],
+        "logger=wandbb: no such file; did you mean wandb\\? there are csv",
+    ),
+    "the other program's name": ([*SMALL, "device=cuda"], r"here it is trainer\.accelerator=gpu$"),
+    "a comma": ([*SMALL, "data.root=/a,b"], r"""write "data\.root='/a,b'"; several values take -m$"""),
+    "brackets": ([*SMALL, "data.root=/a(b)"], r"""write "data\.root='/a\(b\)'"$"""),
+    "a word": ([*SMALL, "fast"], "fast is no setting: write SETTING=VALUE"),
+    "twice": (["+experiment=voc", "+experiment=coco"], "experiment is given several times"),
+    "settings of another backbone": (
+        ["+experiment=photos", "backbone=mit"],
+        r"backbone\.depth, .* are no settings of mix_transformer: leave out, with ~backbone\.depth ~",
+    ),
+    "no number": ([*SMALL, "trainer.max_steps=ten"], r"trainer\.max_steps='ten', need a whole number"),
+    "refused by Lightning": (
+        [*SMALL, "trainer.strategy=foo"],
+        "trainer: You selected an invalid strategy name",
+    ),
+    "refused by torch": ([*SMALL, "optim.lr=-1"], "optim: Invalid learning rate: -1"),
+    "no class": (
+        [*SMALL, "backbone._target_=no.ViT"],
+        r"backbone\._target_=no\.ViT cannot be imported .*PYTHONPATH",
+    ),
+    "double precision": ([*SMALL, "trainer.precision=64-true"], "take 32-true"),
     "uneven batch": ([*SMALL, "trainer.accumulate_grad_batches=3"], r"multiple of 3"),
     "no weights": ([*SMALL, "backbone.pretrained=nowhere.pth"], r"nowhere\.pth.*null"),
 }

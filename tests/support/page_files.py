@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
-ADDING_A_METHOD = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
+_DOCS = Path(__file__).parents[2] / "docs"
+ADDING_A_METHOD, ADDING_PARTS = _DOCS / "adding_a_method.md", _DOCS / "adding_parts.md"
 
 
 def write_files(page: Path, folder: Path) -> list[Path]:
@@ -16,3 +18,11 @@ def write_files(page: Path, folder: Path) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     return [folder / title for title, _ in blocks]
+
+
+def commands(page: Path, program: str) -> list[list[str]]:
+    """The words of a page's commands for a program, after its name, as a shell reads them."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [
+        shlex.split(line) for line in re.findall(rf"^python -m wsss_afa\.{program} (.+)$", text, re.MULTILINE)
+    ]

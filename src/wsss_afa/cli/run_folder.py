@@ -60,6 +60,7 @@ def hold(folder: Path) -> None:
     if not _lock(file):
         file.seek(0)
         owner = file.read().strip() or "another process"
+        file.close()
         sys.exit(
             f"error: {folder} is in use by {owner}: wait until it has ended, or give another hydra.run.dir"
         )

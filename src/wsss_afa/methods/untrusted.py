@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wsss_afa.files import check_stored
 
-_MAX_VALUES, _MAX_DEPTH = 1_000_000, 50
+_MAX_VALUES, _MAX_DEPTH = 200_000, 50
 
 
 class UnreadableError(ValueError):

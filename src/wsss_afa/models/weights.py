@@ -15,13 +15,14 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from timm.models import load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
+from wsss_afa.files import check_stored
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -49,6 +50,7 @@ _VIT_HEAD = re.compile(r"^(head|head_dist|pre_logits|attn_pool)\.")
 _VIT_FOREIGN = {"mask_token", "visual.class_embedding"}
 """Keys by which files of DINOv2's and CLIP's authors are known."""
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
+_PATIENCE = 10.0  # seconds until the hub counts as silent
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SOURCES = "a file (.pth, .bin, .safetensors), a URL, or a hub id such as nvidia/mit-b1"
 _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
@@ -136,6 +138,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     path = _locate(source)
     name = source if path == Path(source).expanduser() else f"{source} (kept as {path})"
     try:
+        check_stored(path)
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own
         raise UserError(
@@ -171,15 +174,27 @@ def _from_hub(source: str) -> Path:
     repository, _, revision = source.partition("@")
     try:
         try:
-            return Path(hf_hub_download(repository, "model.safetensors", revision=revision or None))
+            return _hub_file(repository, "model.safetensors", revision or None)
         except EntryNotFoundError:
-            return Path(hf_hub_download(repository, "pytorch_model.bin", revision=revision or None))
+            return _hub_file(repository, "pytorch_model.bin", revision or None)
     except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
         raise UserError(
-            f"{source}: no such file, and no weights from the hub ({_first_line(error)}); need {_SOURCES}: "
-            f"check name and connection, or download pytorch_model.bin from the hub page of {source} "
-            "elsewhere and set pretrained=FILE, or pretrained=null (random weights)"
+            f"{source}: no such file, and no weights from the hub: check name and connection, or download "
+            f"pytorch_model.bin from the hub page of {source} elsewhere and set pretrained=FILE, or "
+            f"pretrained=null (random weights) ({_first_line(error)})"
         ) from error
+
+
+def _hub_file(repository: str, name: str, revision: str | None) -> Path:
+    """The hub's file, or the copy that is here; a hub that does not answer is asked once."""
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=_PATIENCE)
+        there = True
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception:  # offline, or nobody answers
+        there = False
+    return Path(hf_hub_download(repository, name, revision=revision, local_files_only=not there))
 
 
 def _download(url: str) -> Path:

@@ -44,4 +44,4 @@ def test_the_parts_of_the_page_train_and_predict(folder, run):
     assert "add trust=[" in said
     code, said = run(predict, *words, "device=cpu", "hydra.run.dir=found")
     assert code == 0, said
-    assert json.loads(Path("found/predictions.json").read_text())["images"][0]["file"] == "a.png"
+    assert json.loads(Path("found/predictions.json").read_text())["images"][0]["file"].endswith("a.png")

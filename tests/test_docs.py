@@ -17,7 +17,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from page_files import ADDING_A_METHOD, write_files
+from page_files import ADDING_A_METHOD, ADDING_PARTS, titles, write_files
 from wsss_afa.cli.config_dir import CONFIG_DIR
 
 ROOT = Path(__file__).parents[1]
@@ -193,7 +193,7 @@ def test_paths_exist(page):
     )  # of an old commit
     named = re.findall(r"(?<![\w./…])((?:src|conf|docs|tests|benchmarks|notebooks)/[\w./-]*\w)", text)
     named += re.findall(r"`([\w/]+\.py)`", text)
-    own = {"pixelcam.py", "conf/method/pixelcam.yaml", "conf/method/NAME.yaml"}
+    own = {*titles(ADDING_A_METHOD), *titles(ADDING_PARTS), "conf/method/NAME.yaml"}
     assert not [
         name for name in sorted(set(named) - own) if not ((ROOT / name).exists() or (PACKAGE / name).exists())
     ]
@@ -250,9 +250,10 @@ def overrides_of(arguments):
 
 @pytest.fixture(scope="module")
 def own_folder(tmp_path_factory):
-    """The folder of settings that docs/adding_a_method.md writes, as an override."""
+    """The folder of settings that docs/adding_a_method.md and adding_parts.md write, as an override."""
     folder = tmp_path_factory.mktemp("own")
-    write_files(ADDING_A_METHOD, folder)
+    for page in (ADDING_A_METHOD, ADDING_PARTS):
+        write_files(page, folder)
     return f"hydra.searchpath=['file://{folder}/conf']"
 
 

@@ -25,6 +25,7 @@ from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import Recipe, build
+from wsss_afa.text import printable
 
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
@@ -66,7 +67,7 @@ def best_score(trainer: L.Trainer) -> float:
 def main(cfg: DictConfig) -> float:
     """Train and return the best monitored score, in [0, 1], for sweeps."""
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.formatwarning = lambda message, *_, **__: f"warning   {message}\n"  # one line, no source
+    warnings.formatwarning = lambda message, *_, **__: f"warning   {printable(message)}\n"  # no source
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = binding_settings(config)
     folder = Path(HydraConfig.get().runtime.output_dir)

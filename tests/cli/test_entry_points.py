@@ -215,8 +215,8 @@ MISTAKES = {
     "a word": ([*SMALL, "fast"], "fast is no setting: write SETTING=VALUE"),
     "twice": (["+experiment=voc", "+experiment=coco"], "experiment is given several times"),
     "settings of another backbone": (
-        ["+experiment=photos", "backbone=mit"],
-        r"backbone\.depth, .* are no settings of mix_transformer: leave out, with ~backbone\.depth ~",
+        ["backbone=timm_pyramid", "+backbone.depth=3", "+backbone.fit=crop"],
+        r"backbone\.depth, backbone\.fit are no settings of TimmPyramid: leave out, with ~backbone\.depth ~",
     ),
     "no number": ([*SMALL, "trainer.max_steps=ten"], r"trainer\.max_steps='ten', need a whole number"),
     "refused by Lightning": (

@@ -101,17 +101,17 @@ def test_a_disk_that_fails_is_no_broken_file(tmp_path, monkeypatch):
 # Settings
 
 WRONG = [
-    ("method", "cam.scales", [1e-9], "0.05 to 16"),
-    ("method", "cam.scales", [1.0] * 500, "1 to 16"),
+    ("method", "cam.scales", [1e-9], "0.1 to 3"),
+    ("method", "cam.scales", [1.0] * 500, "1 to 8"),
     ("method", "cam.scales", "x", "need a list"),
     ("method", "cam", {}, "MultiScaleCAM"),
     ("method", "cam", None, "MultiScaleCAM"),
     ("method", "decoder_dim", 10**7, "1 to 65536"),
     ("method", "decoder_dim", True, "whole number"),
-    ("method", "refine.num_iter", 10**9, "0 to 1000"),
-    ("method", "refine.dilations", [0], "1 to 1000"),
-    ("method", "propagate.num_log_steps", 10**6, "0 to 30"),
-    ("method", "downscale", 0, "1 to 64"),
+    ("method", "refine.num_iter", 10**9, "0 to 200"),
+    ("method", "refine.dilations", [0], "1 to 256"),
+    ("method", "propagate.num_log_steps", 10**6, "0 to 12"),
+    ("method", "downscale", 0, "1 to 16"),
     ("method", "low", float("nan"), "need a number"),
     ("method", "phases", {"classification": "x"}, r"phases\.classification='x', need a whole number"),
     ("method", "labels", "x" * 5000, "characters"),

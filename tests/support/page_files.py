@@ -12,12 +12,20 @@ ADDING_A_METHOD, ADDING_PARTS = _DOCS / "adding_a_method.md", _DOCS / "adding_pa
 
 def write_files(page: Path, folder: Path) -> list[Path]:
     """Write each titled code block of a page to the file of its title, below a folder; return the files."""
-    blocks = re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', page.read_text(encoding="utf-8"), re.M | re.S)
-    for title, content in blocks:
+    for title, content in _blocks(page):
         path = folder / title
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    return [folder / title for title, _ in blocks]
+    return [folder / title for title in titles(page)]
+
+
+def titles(page: Path) -> list[str]:
+    """The files that a page writes out."""
+    return [title for title, _ in _blocks(page)]
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```$', page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def commands(page: Path, program: str) -> list[list[str]]:

@@ -20,6 +20,7 @@ from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.help_page import help_page
 from wsss_afa.cli.messages import message, overrides
 from wsss_afa.cli.renamed import refuse_renamed
+from wsss_afa.cli.run_folder import release
 from wsss_afa.errors import UserError
 from wsss_afa.text import printable
 
@@ -63,6 +64,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], C
                 if started:
                     raise
                 sys.exit(f"error: hydra.run.dir cannot be written ({error}): choose another folder")
+            finally:
+                release()
 
         return main
 

@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
+from wsss_afa.text import printable
 
 _PLUGINS = ("optuna", "joblib", "submitit")
 _EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
@@ -35,7 +36,7 @@ _CAUGHT = "wsss_afa.errors.UserError: "  # before the message of one that a load
 def message(error: Exception, config_name: str) -> str | None:
     """One line for what the user can mend, or None for a bug of ours."""
     if isinstance(error, UserError):
-        return one_line(str(error).strip().rpartition(_CAUGHT)[2])
+        return printable(str(error).strip().rpartition(_CAUGHT)[2])
     if isinstance(error, InstantiationException | ImportError):
         return _package(error) or _construction(error)
     if isinstance(error, MissingMandatoryValue):
@@ -44,12 +45,7 @@ def message(error: Exception, config_name: str) -> str | None:
         return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _override(error, config_name)
-    return one_line(" ".join(str(error).split()))
-
-
-def one_line(text: str) -> str:
-    """The text with line ends, and what else no terminal prints, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(" ".join(str(error).split()))
 
 
 def _package(error: BaseException) -> str | None:
@@ -72,12 +68,12 @@ def _construction(error: Exception) -> str | None:
     """What a constructor refused; one of our own has to say it as a UserError."""
     cause, text = error.__cause__, str(error)
     if isinstance(cause, UserError):
-        return one_line(str(cause))
+        return printable(str(cause))
     key, target = re.search(r"full_key: (\S+)", text), re.search(r"target '([^']+)'", text)
     if target is not None and text.startswith("Error locating target"):
         reason = f"{type(_root(error)).__name__}: {_first(str(_root(error)))}"
         where = "correct the name, or put its folder into PYTHONPATH"
-        return one_line(
+        return printable(
             f"{f'{key[1]}.' if key else ''}_target_={target[1]} cannot be imported ({reason}): {where}"
         )
     if isinstance(cause, TypeError) and (
@@ -88,7 +84,7 @@ def _construction(error: Exception) -> str | None:
     foreign = target is not None and target[1].partition(".")[0] in ("lightning", "torch", "timm", "wandb")
     if not foreign or target is None:
         return None
-    reason = one_line(_first(str(cause)))
+    reason = printable(_first(str(cause)))
     return f"{key[1] if key else target[1]}: {reason}{_REMEDIES.get(reason, '')}"
 
 
@@ -109,9 +105,9 @@ def _unreadable(word: str) -> str:
     """How to write a word that the grammar of overrides does not take."""
     key, equals, value = word.partition("=")
     if not equals:
-        return f"{one_line(word)} is no setting: write SETTING=VALUE; --help lists those there are"
+        return f"{printable(word)} is no setting: write SETTING=VALUE; --help lists those there are"
     quoted = f"{key}='{value.strip(chr(39))}'"
-    return f'{one_line(word)} has a sign with a meaning of its own: write "{one_line(quoted)}"'
+    return f'{printable(word)} has a sign with a meaning of its own: write "{printable(quoted)}"'
 
 
 def _override(error: Exception, config_name: str) -> str:
@@ -125,7 +121,7 @@ def _override(error: Exception, config_name: str) -> str:
         return f"{match[1]} is given several times: give it once"
     match = re.search(r"Could not override '([^'@]+)", text)
     if match is None:
-        return one_line(re.split(r" Config search path:| See https?:", text)[0])
+        return printable(re.split(r" Config search path:| See https?:", text)[0])
     name = match[1]
     if name.partition("/")[0] in _groups():
         return _group(name, config_name)
@@ -148,7 +144,7 @@ def _file(group: str, name: str) -> str:
     hint = f"did you mean {near[0]}? " if near else ""
     sign = next((word[0] for word in sys.argv if re.match(rf"[+~]{re.escape(group)}=", word)), "")
     there = f"there are {', '.join(names)}" if names else "--help lists the groups there are"
-    return f"{sign}{group}={one_line(name)}: no such file; {hint}{there}"
+    return f"{sign}{group}={printable(name)}: no such file; {hint}{there}"
 
 
 def _names(group: str) -> list[str]:

@@ -44,7 +44,7 @@ class OneRun(Callback):  # type: ignore[misc]  # Hydra has no types
 
 
 def hold(folder: Path) -> None:
-    """Make the folder this process's until it ends; it may hold it already.
+    """Make the folder this process's until it ends, or until `release`; it may hold it already.
 
     Raises:
         SystemExit: another process has it, or it cannot be written.
@@ -68,6 +68,12 @@ def hold(folder: Path) -> None:
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
     _held[os.getpid(), path] = file  # closed, it would be free
+
+
+def release() -> None:
+    """Give all folders back; the files stay, since another process may wait with one of them open."""
+    for owner in [owner for owner in _held if owner[0] == os.getpid()]:
+        _held.pop(owner).close()
 
 
 def _lock(file: TextIOWrapper) -> bool:

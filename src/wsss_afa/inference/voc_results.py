@@ -17,6 +17,7 @@ from wsss_afa.data.archive import list_files
 from wsss_afa.data.images import open_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
 from wsss_afa.errors import UserError
+from wsss_afa.files import partial_name
 from wsss_afa.visualize import voc_palette
 
 _TIME = 1325376000  # 2012-01-01: equal results make equal archives
@@ -34,7 +35,7 @@ def pack(folder: Path, inside: PurePosixPath, archive: Path) -> None:
 
     The archive appears complete or not at all.
     """
-    partial = archive.with_suffix(".partial")
+    partial = archive.with_name(partial_name())
     with (
         partial.open("wb") as raw,
         gzip.GzipFile("", "wb", fileobj=raw, mtime=_TIME) as stream,

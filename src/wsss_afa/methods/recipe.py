@@ -34,6 +34,7 @@ from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters
 from wsss_afa.methods.toco import released as toco
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
 from wsss_afa.models.weights import check_fit
+from wsss_afa.text import printable
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
 """Where what a recipe may build lives."""
@@ -182,7 +183,7 @@ class _Plain:
         target = config.get("_target_")
         known = target is None or self.trust is None or target in self.trust or _is_ours(target)
         if not known:
-            shown = target if str(target).isprintable() else repr(target)
+            shown = printable(target)
             raise UserError(
                 f"the checkpoint wants to build {shown}, which is no part of this library: refused; if you "
                 f"wrote it yourself, add trust=[{shown}]"

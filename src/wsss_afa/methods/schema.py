@@ -22,27 +22,27 @@ from torch import nn
 from wsss_afa.errors import UserError
 
 RANGES: Mapping[str, tuple[float, float]] = {
-    "affinity_radius": (0, 1000),
+    "affinity_radius": (0, 256),
     "background": (0, 1),
     "chunk": (1, 1e6),
     "decoder_dim": (1, 65_536),
     "depth": (1, 1000),
-    "dilations": (1, 1000),
-    "downscale": (1, 64),
+    "dilations": (1, 256),
+    "downscale": (1, 16),
     "drop_path_rate": (0, 1),
     "eval_threshold": (0, 1),
     "high": (0, 1),
     "low": (0, 1),
     "mean": (-1000, 1000),
     "num_affinity_blocks": (0, 1000),
-    "num_iter": (0, 1000),
-    "num_log_steps": (0, 30),
+    "num_iter": (0, 200),
+    "num_log_steps": (0, 12),
     "phases": (0, 1e12),
     "pool_top_k": (0, 65_536),
-    "power": (0, 100),
-    "radius": (0, 1000),
+    "power": (0, 16),
+    "radius": (0, 256),
     "scale": (0.01, 16),
-    "scales": (0.05, 16),
+    "scales": (0.1, 3),
     "sigma_color": (1e-3, 1e6),
     "sigma_position": (1e-3, 1e6),
     "std": (1e-3, 1000),
@@ -54,11 +54,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
 LENGTHS: Mapping[str, tuple[int, int]] = {
     "mean": (3, 3),
     "std": (3, 3),
-    "scales": (1, 16),
-    "dilations": (1, 64),
+    "scales": (1, 8),
+    "dilations": (1, 16),
+    "class_names": (1, 65_536),
+    "positive_weight": (1, 65_536),
 }
 """How many values a setting has by name; others have at most `MAX_LENGTH`."""
-MAX_LENGTH = 65_536
+MAX_LENGTH = 64
 OWN = "wsss_afa."
 """What the names of this library's parts begin with."""
 _MAX_TEXT = 1000  # characters

@@ -164,6 +164,16 @@ def test_class_names_are_a_list_of_names(class_names):
         build({**small_recipe(), "class_names": class_names})
 
 
+def test_a_class_may_be_called_what_it_likes(tmp_path):
+    names = ["???", "${seed}", "_target_", "[/b]", "ö"]
+    made = build({**small_recipe(), "class_names": names})
+    state = {f"net.{name}": value for name, value in made.net.state_dict().items()}
+    path = write(
+        tmp_path / "x.ckpt", {"wsss_afa": {**small_recipe(), "class_names": names}, "state_dict": state}
+    )
+    assert load(path).recipe["class_names"] == names
+
+
 def test_weights_decide_whether_a_network_is_made(tmp_path, monkeypatch):
     """A large one of a small file is known by its sizes; its memory is never asked for."""
     recipe = small_recipe("method.decoder_dim=60000")

@@ -44,7 +44,11 @@ class RunRecord(Callback):
         """Write or extend the record."""
         if not trainer.is_global_zero:
             return
-        seeds = {name: value for name, value in self.settings.items() if name.split(".")[-1].endswith("seed")}
+        seeds = {
+            name: value
+            for name, value in self.settings.items()
+            if name.endswith("seed") and not name.startswith("callbacks.")
+        }
         record = {
             "seeds": seeds,
             "deterministic": torch.are_deterministic_algorithms_enabled(),

@@ -93,12 +93,12 @@ def check_recipe(recipe: Any, trust: Sequence[str] = ()) -> None:
     Raises:
         UserError: it is not.
     """
-    check_plain(recipe, trust)
     needed, known = _Recipe.__annotations__.keys(), Recipe.__annotations__.keys()
     if not isinstance(recipe, Mapping) or not needed <= recipe.keys() <= known:
         given = [*recipe] if isinstance(recipe, Mapping) else type(recipe).__name__
         raise UserError(f"its recipe has {given!r:.200}; need {', '.join(needed)}")
     for name in ("method", "backbone"):
+        check_plain(recipe[name], trust)
         if not isinstance(recipe[name], Mapping) or "_target_" not in recipe[name]:
             raise UserError(f"its recipe's {name} has no _target_: give another file")
     side, names = recipe.get("max_side"), recipe["class_names"]
@@ -177,7 +177,7 @@ class _Plain:
 
     def _check_keys(self, config: Mapping[Any, Any]) -> None:
         for key in config:
-            name = isinstance(key, str) and key.isidentifier() and not key.startswith("_")
+            name = isinstance(key, str) and key.isprintable() and not key.startswith("_")
             if not name and key != "_target_":
                 raise UserError(f"the checkpoint has the setting {key!r}, which no recipe has: refused")
         target = config.get("_target_")
@@ -232,7 +232,9 @@ def _own(content: Mapping[str, Any], trust: Sequence[str]) -> tuple[Mapping[str,
     """Recipe and weights of a checkpoint written by training."""
     recipe = content[RECIPE_KEY]
     if is_first_form(recipe):
-        _Plain(None).check(recipe, 0)  # before anything is looked up in it; what it may build, comes next
+        _Plain(None).check(
+            [recipe["model"], recipe["pseudo_label"]], 0
+        )  # before anything is looked up in it; what it may build, comes next
         recipe = renew(recipe)
     check_recipe(recipe, trust)
     state = content["state_dict"].items()

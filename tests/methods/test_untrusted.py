@@ -11,6 +11,7 @@ import torch
 
 import fuzz_recipes
 from recipes import small_recipe
+from wsss_afa.callbacks.resume import resume_point
 from wsss_afa.errors import UserError
 from wsss_afa.files import check_stored
 from wsss_afa.methods import recipe as recipes
@@ -74,7 +75,7 @@ def test_a_file_that_outgrows_itself_is_refused(kind, tmp_path):
 def test_a_compressed_file_is_refused_wherever_weights_are_read(tmp_path):
     path = deflated(write(tmp_path / "x.ckpt", {"a": torch.zeros(10**6)}))
     assert path.stat().st_size < 10**5
-    for door in (load, read_weights):
+    for door in (load, read_weights, lambda file: resume_point(file, tmp_path / "none", {})):
         with pytest.raises(UserError, match="bytes are packed into"):
             door(str(path))
     with pytest.raises(ValueError, match="does not compress"):

@@ -122,7 +122,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
         UserError: there is no such file, it cannot be read as plain tensors and containers, or no known
             program wrote it.
     """
-    content = _read(Path(path))
+    content, trust = _read(Path(path)), [trust] if isinstance(trust, str) else trust
     try:
         recipe, state = _own(content, trust) if RECIPE_KEY in content else _released(content)
         if not trust:  # parts of a user's own may need to compute while they are made
@@ -181,8 +181,8 @@ class _Plain:
             if not name and key != "_target_":
                 raise UserError(f"the checkpoint has the setting {key!r}, which no recipe has: refused")
         target = config.get("_target_")
-        known = target is None or self.trust is None or target in self.trust or _is_ours(target)
-        if not known:
+        named = isinstance(target, str) and (self.trust is None or target in self.trust or _is_ours(target))
+        if "_target_" in config and not named:
             shown = printable(target)
             raise UserError(
                 f"the checkpoint wants to build {shown}, which is no part of this library: refused; if you "

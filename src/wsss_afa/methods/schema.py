@@ -11,12 +11,12 @@ import dataclasses
 import inspect
 import math
 import os
+import pydoc
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Union
 
-from hydra.utils import get_object
 from torch import nn
 
 from wsss_afa.errors import UserError
@@ -70,7 +70,7 @@ _WHOLE, _REAL = (-65_536, 65_536), (-1e9, 1e9)  # numbers of other names
 def check_settings(config: Mapping[str, Any], name: str, bounded: bool = True) -> None:
     """Compare the settings of a part, and of the parts in it, with what their constructors take.
 
-    A value that is still missing (``???``) is left to whoever reads it.
+    A value that is still missing (``???``) is left to whoever reads it, and so are Hydra's own keys (``_…``).
 
     Args:
         config: a configuration with ``_target_``, the dotted name of a class or a function.
@@ -82,7 +82,7 @@ def check_settings(config: Mapping[str, Any], name: str, bounded: bool = True) -
     """
     made = _locate(config["_target_"], name)
     takes, hints = inspect.signature(made).parameters, _hints(made)
-    settings = {str(key): value for key, value in config.items() if key != "_target_"}
+    settings = {str(key): value for key, value in config.items() if not str(key).startswith("_")}
     open_ended = any(each.kind is each.VAR_KEYWORD for each in takes.values())
     if unknown := [] if open_ended else [f"{name}.{key}" for key in settings if key not in takes]:
         are = "is no setting" if len(unknown) == 1 else "are no settings"
@@ -110,12 +110,12 @@ def check_parts(config: Any, name: str = "") -> None:
 
 def _locate(target: Any, name: str) -> Callable[..., Any]:
     try:
-        found = get_object(str(target))
-    except (ImportError, ValueError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}._target_={target} is not to be found ({reason}): correct it") from error
+        found = pydoc.locate(str(target))
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{name}._target_={target} cannot be imported: {error}") from error
     if not callable(found):
-        raise UserError(f"{name}._target_={target} is neither a class nor a function: correct it")
+        what = "is not to be found" if found is None else "is neither a class nor a function"
+        raise UserError(f"{name}._target_={target} {what}: correct it")
     return typing.cast(Callable[..., Any], found)
 
 

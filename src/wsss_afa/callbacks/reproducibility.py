@@ -110,11 +110,11 @@ class KeepMetrics(Callback):
         self._file: MetricsRows | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows there are; those that a checkpoint counts are on the disk before it is."""
+        """How many rows there are; before a checkpoint counts them, they are on the disk if it takes them."""
         if self._file is None:
             return {"rows": 0}
         self._file.sync()
-        return {"rows": self._file.saved}
+        return {"rows": len(self._file.rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """How many rows there were."""

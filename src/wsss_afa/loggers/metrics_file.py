@@ -10,6 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class MetricsRows:
         """Bring the file up to date; where that failed before, all of it is written anew."""
         pending = self.rows[self.saved if self._columns else 0 :]
         columns = sorted({*self._columns, *(name for row in pending for name in row)})
-        if columns == self._columns and self.saved:
+        if columns == self._columns and self.path.is_file():
             new, self._columns = self._text(pending, columns), []  # until it is written
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 file.write(new)
@@ -81,10 +82,9 @@ class MetricsRows:
         return count - len(self.rows)
 
     def sync(self) -> None:
-        """Have what is saved on the disk itself."""
-        if self.saved:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        """Have what is saved on the disk itself, as far as the disk lets itself be asked."""
+        with suppress(OSError), self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     @staticmethod
     def _text(rows: list[dict[str, Any]], columns: list[str]) -> str:

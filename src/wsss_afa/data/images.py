@@ -102,10 +102,11 @@ def read_mask(
     with _decoding(path), open_image(path) as image:
         if image.mode not in ("P", "L", "1", "I;16"):
             raise UserError(f"{path} has mode {image.mode}, need labels: save it as a palette PNG")
+        if (image.height, image.width) != tuple(size):  # before it is decoded
+            problem = f"{path} is {(image.height, image.width)} pixels, its image {tuple(size)}"
+            raise UserError(f"{problem}: replace one of them")
         stored = [tile.args for tile in getattr(image, "tile", ())]  # before they are decoded
         mask = np.array(image) // _STRETCHED.get(str(*stored[:1]), 1)
-    if mask.shape != size:
-        raise UserError(f"{path} is {mask.shape} pixels, its image {size}: replace one of them")
     worst = mask.max(initial=0, where=mask != IGNORE_INDEX)
     if worst > num_classes:
         raise UserError(f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace it")

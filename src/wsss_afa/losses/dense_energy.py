@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.ops.boxes import inside_box
+from wsss_afa.ops.images import scaled_size
 from wsss_afa.types import IGNORE_INDEX
 
 
@@ -40,7 +41,7 @@ class DenseEnergyLoss(nn.Module):
         The image is (B, 3, H, W) in [0, 1], its pseudo label (B, H, W) int64. Pixels outside the box (B, 4),
         the image part of the crop, have no energy.
         """
-        size = (int(self.scale * rgb.shape[-2]), int(self.scale * rgb.shape[-1]))
+        size = scaled_size(rgb.shape[-2:], self.scale)
         full = F.interpolate(logits.float(), size=rgb.shape[-2:], mode="bilinear", align_corners=False)
         probability = F.interpolate(full.softmax(1), size=size, mode="bilinear", align_corners=False)
         colour = F.interpolate(255.0 * rgb, size=size, mode="nearest")

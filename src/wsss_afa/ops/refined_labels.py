@@ -72,7 +72,7 @@ class RefinedLabels(nn.Module):
         return ignore_outside(merge_thresholds(low, high), box)
 
     def _reduce(self, image: Tensor) -> tuple[int, int]:
-        return image.shape[-2] // self.downscale, image.shape[-1] // self.downscale
+        return max(1, image.shape[-2] // self.downscale), max(1, image.shape[-1] // self.downscale)
 
 
 def stacked_scores(cam: Tensor, classes: OwnClasses, backgrounds: Sequence[float]) -> Tensor:

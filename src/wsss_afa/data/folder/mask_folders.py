@@ -75,7 +75,8 @@ def _holds_labels(path: Path) -> bool:
         with open_image(path) as image:
             if image.mode in ("1", "L", "P", "LA", "I;16"):
                 return True
+            few = min(64, image.width * image.height // 4)
             pixels = np.asarray(image.convert("RGB").resize((64, 64), 0)).reshape(-1, 3)
     except Exception:  # it is told apart from others, and refused elsewhere
         return False
-    return bool((pixels == pixels[:, :1]).all()) or len(np.unique(pixels, axis=0)) <= 64
+    return bool((pixels == pixels[:, :1]).all()) or len(np.unique(pixels, axis=0)) <= few

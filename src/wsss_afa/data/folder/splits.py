@@ -103,7 +103,8 @@ def _refuse_some(
     found = {split for split in own if split}
     inside = [file for file, split in zip(files, own, strict=True) if split]
     deeper = any(len(part) > level + 1 for part, split in zip(parts, own, strict=True) if split)
-    if found - {"train"} or (found and classes and deeper):
+    called = {part[level].lower() for part, split in zip(parts, own, strict=True) if split}
+    if found - {"train"} or (found and classes and (deeper or called != {"train"})):
         outside = next(file for file, split in zip(files, own, strict=True) if not split)
         problem = f"{root} has {inside[0]} in a folder of a split and {outside} in none"
         raise UserError(f"{problem}, need all in folders {_NAMES}: move or rename, or add a column `split`")

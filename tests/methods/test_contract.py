@@ -42,6 +42,13 @@ SMALL = {
     "toco": ["method.projection={hidden: 32, bottleneck: 8, outputs: 24}", "method.crops.side=32"],
 }
 """Small parts of single methods."""
+CHOICES = {name: [f"method={name}"] for name in METHODS} | {
+    "afa_on_frozen_vit": [
+        "method=afa", "backbone=dinov2_small_frozen", "backbone.depth=2", "backbone.trainable_from=2",
+        "method.classifier=positions", "method.classifier_dropout=0.5",
+    ],
+}  # fmt: skip
+"""Every method on the backbone that it names itself, and AFA on a plain ViT."""
 TOKENS = sorted(SMALL)
 """Methods without statistics of a batch and without dropout."""
 PHASE_STEPS = 2
@@ -52,16 +59,16 @@ def compose(*overrides):
         return hydra.compose("train", list(overrides))
 
 
-def tiny(method):
-    """Overrides that make a method small, with the backbone that it names itself."""
-    kind = compose(f"method={method}").backbone._target_.rpartition(".")[-1]
+def tiny(choice):
+    """Overrides that make a choice small."""
+    kind = compose(*CHOICES[choice]).backbone._target_.rpartition(".")[-1]
     small = [*TINY[kind], "backbone.pretrained=null", "method.decoder_dim=16"]
-    return [f"method={method}", *SCENES, *small, *SMALL.get(method, [])]
+    return [*CHOICES[choice], *SCENES, *small, *SMALL.get(choice, [])]
 
 
-def phases(method):
+def phases(choice):
     """Phases of two steps each, in the order of the configuration."""
-    cfg = compose(f"method={method}")
+    cfg = compose(*CHOICES[choice])
     names = sorted(cfg.method.phases, key=lambda name: cfg.method.phases[name])
     return {name: PHASE_STEPS * index for index, name in enumerate(names)}
 
@@ -90,7 +97,7 @@ def labels(tmp_path_factory, program):
     return folder
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=sorted(CHOICES))
 def trained(request, tmp_path_factory, program, labels):
     """Name, folder and command of a run through all phases of a method."""
     folder = tmp_path_factory.mktemp(request.param)

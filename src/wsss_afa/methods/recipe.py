@@ -42,7 +42,7 @@ _BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
 _PROGRAMS = {toco.MARK: toco.released_toco, more.MARK: more.released_more}
 """Readers of files of other programs than AFA's, by a name that no other program's files have."""
-_MAX_VALUES, _MAX_DEPTH, _MAX_NAME = 100_000, 20, 1000
+_MAX_VALUES, _MAX_DEPTH = 100_000, 20
 
 
 class _Recipe(TypedDict):

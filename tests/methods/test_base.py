@@ -127,6 +127,33 @@ def test_one_phase_begins_at_step_0(phases):
     assert "\n" not in str(error.value)
 
 
+BY_PHASE = {
+    "phases": {"one": 0, "two": 5, "three": 7},
+    "weights": {"cls": 2.0, "seg": {"two": 0.5, "three": 1}},
+}
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (4, 0.0), (5, 0.5), (6, 0.5), (7, 1.0), (99, 1.0)])
+def test_a_weight_by_phase_is_that_of_the_newest_phase_that_it_names(step, weight):
+    method = Toy(**BY_PHASE)
+    assert method.weight("seg", step) == weight
+    assert (method.weight("cls", step), method.weight("aff", step)) == (2.0, 0.0)
+    total = method.total({"cls": torch.tensor(1.0), "seg": torch.tensor(3.0)}, step)
+    assert total.item() == 2 + 3 * weight
+
+
+@pytest.mark.parametrize(("step", "value"), [(0, None), (5, "a"), (8, "a")])
+def test_a_setting_by_phase_has_no_value_before_the_first(step, value):
+    method = Toy(**BY_PHASE)
+    assert method.at({"two": "a"}, step) == value
+    assert method.at("b", step) == "b"
+
+
+def test_a_weight_of_a_phase_that_is_none_is_named():
+    with pytest.raises(UserError, match=r"method\.weights\.seg names the phase late, need one of one"):
+        Toy(phases={"one": 0}, weights={"seg": {"late": 1.0}})
+
+
 # A step
 
 

@@ -50,6 +50,12 @@ def test_schedule_equals_torch_without_warmup():
         theirs.step()
 
 
+def test_norms_have_a_decay_of_their_own():
+    optimizer, _ = AdamWPoly(max_steps=100, norm_multiplier=1.0, norm_weight_decay=0.02)(kinds())
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"encoder": 0.01, "norm": 0.02, "head": 0.01, "decoder": 0.01}
+
+
 def test_groups():
     optimizer, _ = AdamWPoly(max_steps=100)(parameters := kinds())
     groups = {group["name"]: group for group in optimizer.param_groups}

@@ -181,7 +181,7 @@ def log(tmp_path_factory):
     texts = []
     for steps in (40, 44):
         words = [*SMALL, "hydra.run.dir=run", f"trainer.max_steps={steps}", "trainer.val_check_interval=16"]
-        words += ["method.phases.segmentation=29", "method.phases.propagation=34"]
+        words += ["method.phases.segmentation=29", "method.phases.propagation=34", "optim.warmup_steps=10"]
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
             patch.setattr(sys, "argv", ["train", *words])
             patch.chdir(folder)
@@ -294,6 +294,7 @@ def test_every_extra_that_an_error_names_exists():
 @pytest.mark.slow
 def test_two_processes_train_with_the_same_total_batch_and_warn_of_nothing(tmp_path):
     words = [*SMALL, "trainer.max_steps=6", "method.phases.segmentation=2", "method.phases.propagation=4"]
+    words.append("optim.warmup_steps=3")
     output = run_as_two(train, tmp_path, *words, f"hydra.run.dir={tmp_path}")
     assert output.count("2 images a step, 2 processes × 1;") == 1
     assert output.count("\ndone ") == 1

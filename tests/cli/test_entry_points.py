@@ -91,7 +91,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in Path(CONFIG_DIR, "experiment").glob("*.yaml")))
 def test_every_experiment_builds(experiment, tmp_path):
     overrides = [f"+experiment={experiment}", "backbone.pretrained=null"]
-    if experiment == "folder":
+    if experiment.startswith("folder"):
         overrides.append(f"data.root={tagged_folder(tmp_path)}")
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose("train", overrides)
@@ -101,8 +101,6 @@ def test_every_experiment_builds(experiment, tmp_path):
     assert instantiate(cfg.optim)(method.parameter_kinds())
     firsts = [phase.first for phase in method.phases]
     assert 0 == firsts[0] <= firsts[-1] < cfg.trainer.max_steps
-    if not method.needs_labels:
-        assert [phase.name for phase in method.phases] == ["classification", "segmentation", "propagation"]
 
 
 def test_training_leaves_what_the_readme_promises(trained):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from small_vit import method_of
+from vit_method import method_of
 from wsss_afa.methods.more.graph import GraphCategory
 from wsss_afa.methods.recipe import load
 

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from quiet import QUIET
-from small_vit import method_of
+from vit_method import method_of
 from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import load
 from wsss_afa.ops.local_crops import certainty

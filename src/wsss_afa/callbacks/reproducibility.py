@@ -126,6 +126,14 @@ class KeepMetrics(Callback):
         if not trainer.is_global_zero or not files:
             return
         self._file = files[0]
-        if missing := self._file.keep(self._rows):
+        missing = self._file.keep(self._rows)
+        if missing and self._is_of_this_run(trainer.ckpt_path):
             path = f"{self._file.path} lacks {missing} of the {self._rows} rows that were logged so far"
             rank_zero_warn(f"{path}, and goes on without them; what was left of it is in metrics.csv.damaged")
+
+    def _is_of_this_run(self, checkpoint: str | Path | None) -> bool:
+        """Whether the checkpoint lies below the rows; that of another folder has its rows there."""
+        assert self._file is not None
+        return (
+            checkpoint is not None and self._file.path.parent.resolve() in Path(checkpoint).resolve().parents
+        )

@@ -37,9 +37,12 @@ def read_plain(path: Path, mmap: bool = False) -> Mapping[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the readers of zip files and pickles raise nearly anything
-        raise UnreadableError(f"cannot be read: {(str(error) or repr(error)).splitlines()[0]}") from error
+        reason = (str(error) or repr(error)).splitlines()[0]
+        if type(error).__name__ == "UnpicklingError":  # torch's text says how to run the code in it
+            reason = "it names other things"
+        raise UnreadableError(f"cannot be read as tensors and plain containers: {reason}") from error
     if not isinstance(content, Mapping):
-        raise UnreadableError(f"holds a {type(content).__name__}, no weights by name")
+        raise UnreadableError(f"holds a {type(content).__name__}, need weights by name: give another file")
     _Measure(path.stat().st_size).add(content, 0)
     return content
 

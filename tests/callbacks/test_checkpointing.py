@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
@@ -234,7 +235,7 @@ def log(folder, steps, resumed_rows=None, die_before_rows_are_back=False):
     logger = MetricsFile(str(folder))
     if die_before_rows_are_back:
         return
-    keep.on_fit_start(SimpleNamespace(is_global_zero=True, loggers=[logger]), None)
+    keep.on_fit_start(SimpleNamespace(is_global_zero=True, ckpt_path=None, loggers=[logger]), None)
     for step in steps:
         logger.log_metrics({"loss": step / 8, **({"late": 1.0} if step > 3 else {})}, step)
         logger.save()
@@ -309,8 +310,24 @@ def test_metrics_that_have_lost_rows_say_so(how, tmp_path):
     left, keep = path.read_bytes(), KeepMetrics()
     keep.load_state_dict({"rows": 6})
     with pytest.warns(UserWarning, match=r"metrics\.csv lacks \d of the 6 rows that were logged"):
-        keep.on_fit_start(SimpleNamespace(is_global_zero=True, loggers=[MetricsFile(str(tmp_path))]), None)
+        keep.on_fit_start(
+            SimpleNamespace(is_global_zero=True, ckpt_path=None, loggers=[MetricsFile(str(tmp_path))]), None
+        )
     assert (tmp_path / "metrics.csv.damaged").read_bytes() == left
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_rows_are_missed_where_the_checkpoint_lies(own, tmp_path):
+    """A run that begins from the checkpoint of another folder has no rows to miss."""
+    folder = tmp_path / ("run" if own else "other")
+    keep = KeepMetrics()
+    keep.load_state_dict({"rows": 6})
+    trainer = SimpleNamespace(
+        is_global_zero=True, ckpt_path=folder / "checkpoints" / "last.ckpt",
+        loggers=[MetricsFile(str(tmp_path / "run"))],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="lacks 6 of the 6 rows") if own else contextlib.nullcontext():
+        keep.on_fit_start(trainer, None)
 
 
 @pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="mounting needs root")

@@ -27,7 +27,7 @@ from wsss_afa.models.decoders import LargeFOV
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = [
-    "+experiment=photos", "backbone.pretrained=null",
+    "+experiment=photos", "method.labels=afa", "backbone.pretrained=null",
     "++backbone.model_args={embed_dim: 24, depth: 3, num_heads: 2}",
     "backbone.depth=2", "backbone.trainable_from=2", "backbone.num_affinity_blocks=2", "method.decoder_dim=8",
     "method.phases={segmentation: 1, propagation: 2}",

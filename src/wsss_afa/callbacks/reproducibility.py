@@ -126,8 +126,8 @@ class KeepMetrics(Callback):
         if not trainer.is_global_zero or not files:
             return
         self._file = files[0]
-        missing = self._file.keep(self._rows)
-        if missing and self._is_of_this_run(trainer.ckpt_path):
+        expected = self._file.path.exists() or self._is_of_this_run(trainer.ckpt_path)
+        if (missing := self._file.keep(self._rows)) and expected:
             path = f"{self._file.path} lacks {missing} of the {self._rows} rows that were logged so far"
             rank_zero_warn(f"{path}, and goes on without them; what was left of it is in metrics.csv.damaged")
 

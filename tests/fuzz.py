@@ -25,8 +25,8 @@ from wsss_afa.data.folder.content import read_folder
 from wsss_afa.data.folder.splits import split_of
 from wsss_afa.data.folder.tags import read_tags
 from wsss_afa.data.images import read_image, read_mask
+from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
-from wsss_afa.text import tidy
 
 NAMES = (
     "cat", "dog", "hot dog", "V\u00f6gel", "Vo\u0308gel", "c\u200bat", "Cat", "nan", "0", "1", "train",

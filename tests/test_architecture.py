@@ -23,31 +23,30 @@ SHARED = {
 }  # fmt: skip
 """Files of ``methods/`` that are of no method; what any other defines is its method's own."""
 
-GROUND = {"types", "text", "errors", "files", "metrics", "visualize", "__init__"}
+GROUND = {"types", "errors", "files", "metrics", "visualize", "__init__"}
 """Files in the root that are no programs."""
 PROGRAMS = {Path(name).stem for name in FILES if "/" not in name} - GROUND
 LOWER = {
-    "text": set(),
-    "errors": {"text"},
+    "errors": set(),
     "files": set(),
     "types": {"errors"},
     "metrics": {"types"},
-    "visualize": {"types", "text", "errors", "files"},
+    "visualize": {"types", "errors", "files"},
     "ops": {"types", "errors"},
     "models": {"types", "errors", "files"},
     "losses": {"types", "errors", "ops"},
-    "data": {"types", "text", "errors", "files", "__init__"},
-    "methods": {"types", "text", "errors", "files", "losses", "ops", "models", "data", "metrics"},
-    "reports": {"types", "text", "errors", "files", "metrics", "visualize", "data"},
-    "loggers": {"types", "text", "errors", "files", "visualize"},
+    "data": {"types", "errors", "files", "__init__"},
+    "methods": {"types", "errors", "files", "losses", "ops", "models", "data", "metrics"},
+    "reports": {"types", "errors", "files", "metrics", "visualize", "data"},
+    "loggers": {"types", "errors", "files", "visualize"},
     "inference": {
-        "types", "text", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "__init__",
+        "types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "__init__",
     },
     "callbacks": {
-        "types", "text", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "loggers",
+        "types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "loggers",
         "reports", "__init__",
     },
-    "cli": {"types", "text", "errors", "files", "methods"},
+    "cli": {"types", "errors", "files", "methods"},
 }  # fmt: skip
 """Of each folder, and each file of the ground, what it may import beside its own folder."""
 PROGRAM_ALLOWED = {*LOWER, "__init__"}
@@ -117,7 +116,7 @@ def test_the_walk_sees_what_is_there():
 
 
 def test_the_root_holds_programs_and_the_ground():
-    assert sum("/" not in name for name in FILES) <= 17
+    assert sum("/" not in name for name in FILES) <= 16
     for program in PROGRAMS:
         assert any(function.name == "main" for function in functions(TREES[f"{program}.py"])), program
 

@@ -9,10 +9,9 @@ from tempfile import TemporaryDirectory
 from omegaconf import DictConfig
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, say
 from wsss_afa.inference.exportable import FORMATS, PARTS, Exportable, describe, make_program
 from wsss_afa.methods.recipe import load
-from wsss_afa.text import say
 
 
 def find_output(cfg: DictConfig) -> Path:

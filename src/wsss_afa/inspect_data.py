@@ -20,9 +20,8 @@ from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.inspection import Finding, Split, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.reports.inspection import draw_sheet, print_counts, print_findings, write_report
-from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import contact_sheet, save_figure
 
 

@@ -16,13 +16,12 @@ from rich.progress import track
 
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.own_output import RESULTS
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.image_files import find_images, output_names
 from wsss_afa.inference.prediction import BACKGROUND
 from wsss_afa.inference.predictor import Predictor, Sizes, trained_side
 from wsss_afa.methods.recipe import load
-from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import voc_palette
 
 

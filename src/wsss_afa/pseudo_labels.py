@@ -19,14 +19,13 @@ from wsss_afa.data.coco_labels import COCO_FILE
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import SampleSet, say_skipped
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, say
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
 from wsss_afa.inference.match_data import match_data
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
 from wsss_afa.methods.recipe import load
 from wsss_afa.models.weights import weights_sha256
-from wsss_afa.text import say
 
 _LOADING = (
     "batch_size", "crop_size", "num_workers", "scale", "flip", "seed", "balanced", "skip_broken", "window",

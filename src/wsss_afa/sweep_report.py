@@ -7,12 +7,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.files import write_whole
 from wsss_afa.reports.figures import draw_curves, draw_scores
 from wsss_afa.reports.sweep import find_runs
 from wsss_afa.reports.table import VALIDATIONS, make_rows, tabulate, write_csv, write_markdown
-from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import save_figure
 
 FILE = "sweep_report"

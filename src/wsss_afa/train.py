@@ -22,10 +22,9 @@ from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.cli.memory import keep_freed_memory
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, printable
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import Recipe, build
-from wsss_afa.text import printable
 
 
 def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:

@@ -19,8 +19,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wsss_afa.errors import printable
 from wsss_afa.files import write_whole
-from wsss_afa.text import printable
 from wsss_afa.types import IGNORE_INDEX
 
 _CELL, _GAP, _LINE, _ENTRY = 1.7, 0.04, 0.25, 1.25

@@ -16,11 +16,10 @@ from rich.progress import track
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.images import read_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.inference.voc_results import check, pack, results_folder
 from wsss_afa.methods.recipe import load
-from wsss_afa.text import plain_console, say
 from wsss_afa.visualize import save_label
 
 ARCHIVE = "results.tgz"

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.errors import say
 from wsss_afa.methods.base import Method
 from wsss_afa.metrics import titles
-from wsss_afa.text import say
 from wsss_afa.types import Phase
 
 SILENCE = 300.0

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
+from wsss_afa.errors import plain_console, printable, say
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
 from wsss_afa.metrics import titles
-from wsss_afa.text import plain_console, printable, say
 
 
 class ValidateAtEnd(Callback):

@@ -21,8 +21,7 @@ from wsss_afa.cli.help_page import help_page
 from wsss_afa.cli.messages import message, overrides
 from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.cli.run_folder import release
-from wsss_afa.errors import UserError
-from wsss_afa.text import printable
+from wsss_afa.errors import UserError, printable
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], Callable[[], None]]:

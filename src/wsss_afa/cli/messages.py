@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.errors import UserError
-from wsss_afa.text import printable
+from wsss_afa.errors import UserError, printable
 
 _PLUGINS = ("optuna", "joblib", "submitit")
 _EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}

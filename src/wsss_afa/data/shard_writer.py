@@ -25,9 +25,8 @@ from wsss_afa.data.folder.content import TaggedFolder
 from wsss_afa.data.images import encode_png
 from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.data.shards import MANIFEST, Entry, Manifest, Member, Shard, Split
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, say
 from wsss_afa.files import write_whole
-from wsss_afa.text import say
 from wsss_afa.types import Sample
 
 

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.images import read_image, read_mask
 from wsss_afa.data.sampler import DrawSampler
-from wsss_afa.errors import UserError
-from wsss_afa.text import say
+from wsss_afa.errors import UserError, say
 from wsss_afa.types import Sample
 
 MANIFEST = "manifest.json"

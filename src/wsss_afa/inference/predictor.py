@@ -20,13 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from wsss_afa.data.images import read_image, require_file, shrink, to_rgb
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, printable
 from wsss_afa.inference.prediction import Prediction, class_index, resize_maps
 from wsss_afa.inference.tiling import Grid, TiledNet
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import load
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.text import printable
 
 MAX_PIXELS = 178_956_970
 """Of an image; Pillow itself opens none that is larger."""

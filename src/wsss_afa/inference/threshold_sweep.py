@@ -15,10 +15,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from wsss_afa.errors import say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.metrics import SegmentationMetrics
-from wsss_afa.text import say
 from wsss_afa.types import IGNORE_INDEX, Batch
 from wsss_afa.visualize import save_figure
 

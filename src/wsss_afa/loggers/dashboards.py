@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsss_afa.text import printable
+from wsss_afa.errors import printable
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.visualize import Scene, paint_scene
 

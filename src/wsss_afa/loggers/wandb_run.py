@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
-from wsss_afa.text import say
+from wsss_afa.errors import say
 
 _HOST = "https://api.wandb.ai"
 _SCORES = ("val/miou_cam", "val/miou_affinity", "val/miou_seg", "val/map_cls")  # best beside last shown

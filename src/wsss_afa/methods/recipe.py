@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, printable
 from wsss_afa.methods.afa.released import class_names, released_checkpoint
 from wsss_afa.methods.base import RECIPE_KEY, Method
 from wsss_afa.methods.first_form import is_first_form, renew
@@ -34,7 +34,6 @@ from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters
 from wsss_afa.methods.toco import released as toco
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
 from wsss_afa.models.weights import check_fit
-from wsss_afa.text import printable
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
 """Where what a recipe may build lives."""

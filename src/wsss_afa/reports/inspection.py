@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from wsss_afa.data.images import shrink
 from wsss_afa.data.inspection import Finding, Split, choose, describe, name_tags
 from wsss_afa.data.sampler import SampleSet
+from wsss_afa.errors import printable, say
 from wsss_afa.files import write_whole
-from wsss_afa.text import printable, say
 from wsss_afa.visualize import paint_label
 
 MAX_ROWS = 30  # classes in the printed table

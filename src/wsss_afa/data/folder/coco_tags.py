@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsss_afa.data.folder.records import kind_of
+from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
-from wsss_afa.text import tidy
 
 LISTS = ("images", "annotations", "categories")
 _KEYS = {*LISTS, "info", "licenses"}

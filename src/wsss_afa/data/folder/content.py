@@ -32,8 +32,8 @@ from wsss_afa.data.folder.split import stratified_split
 from wsss_afa.data.folder.splits import folder_splits, split_of
 from wsss_afa.data.folder.tags import Row, Table
 from wsss_afa.data.images import all_of, read_image, read_mask, shrink
-from wsss_afa.errors import UserError
-from wsss_afa.text import look, say, tidy, told_apart
+from wsss_afa.data.names import look, tidy, told_apart
+from wsss_afa.errors import UserError, say
 from wsss_afa.types import IGNORE_INDEX, MAX_CLASSES, Sample
 
 

@@ -12,9 +12,9 @@ from wsss_afa.data.folder.records import IMAGE_SUFFIXES, TAG_SUFFIXES
 from wsss_afa.data.folder.splits import folder_splits, is_filler, split_of
 from wsss_afa.data.folder.tags import Row, Table, clean, read_tags
 from wsss_afa.data.images import all_of
+from wsss_afa.data.names import tidy, told_apart
 from wsss_afa.data.own_output import is_own_output
 from wsss_afa.errors import UserError
-from wsss_afa.text import tidy, told_apart
 
 _NEED = "need labels.csv with a header `file,tags` (or data.labels), or a sub-folder for each class"
 _MAX_HINTS = 20

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
-from wsss_afa.text import tidy
 
 _MARKS = ";|,"
 _MISSING = {

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
-from wsss_afa.text import tidy
 
 _WORDS = {
     **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), "train"),

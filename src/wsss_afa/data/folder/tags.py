@@ -18,8 +18,8 @@ from wsss_afa.data.folder.lists import looks_like_list, looks_torn, parse_list
 from wsss_afa.data.folder.records import Record, kind_of
 from wsss_afa.data.folder.separators import find_separator, is_missing
 from wsss_afa.data.folder.splits import split_of
+from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
-from wsss_afa.text import tidy
 from wsss_afa.types import MAX_CLASSES
 
 _FILE = (

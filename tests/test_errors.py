@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from wsss_afa import text
+from wsss_afa import errors
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.errors import UserError
-from wsss_afa.text import look, plain_console, printable, say, tidy, told_apart
+from wsss_afa.data import names
+from wsss_afa.data.names import look, tidy, told_apart
+from wsss_afa.errors import UserError, plain_console, printable, say
 from wsss_afa.visualize import Panel, add_legend, confusion_figure, contact_sheet, picture_grid, to_pixels
 
 NAMES = (
@@ -39,7 +40,7 @@ NAMES = (
 
 
 def test_examples():
-    assert doctest.testmod(text).failed == 0
+    assert doctest.testmod(errors).failed == doctest.testmod(names).failed == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,15 +1,13 @@
-"""Text that people name (classes, files, settings): one form for reading it, one for showing it.
+"""Names that people give to classes and files: those that mean the same have one spelling.
 
-Names come from tables, folders and checkpoints of anybody. `tidy` gives those that mean the same one
-spelling, `look` tells which would look alike, and terminals, pictures and pages are given `printable` text.
+They come from tables and folders of anybody. `tidy` is that spelling; `look` tells which would look alike.
 """
 
 from __future__ import annotations
 
 import unicodedata
 
-from rich import get_console
-from rich.console import Console
+from wsss_afa.errors import printable
 
 _BLANKS = "\u2800"  # Braille without a dot; what else is blank, Python knows
 _INVISIBLE = "\u034f\u115f\u1160\u3164\uffa0"  # letters and marks that show nothing
@@ -17,30 +15,6 @@ _TWINS = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u03bf\u03bd\u2019\u2018\u02bc",
     "aeopcyxijshdov'''",
 )  # Cyrillic, Greek and quotation marks, and their Latin twins
-
-
-def printable(text: object) -> str:
-    """The text as one line that shows all of it.
-
-    Line ends, escape sequences, invisible characters and bytes that are no text are escaped as in Python;
-    everything else stays. Doing it twice changes nothing.
-
-    Examples:
-        >>> printable("caf\\udce9 [/b] \\x1b[31m")
-        'caf\\\\udce9 [/b] \\\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def say(word: str, text: object) -> None:
-    """Print one line that begins with a word, above the progress bar if there is one."""
-    line = f"{word:<9} {printable(text)}"
-    get_console().print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
-
-
-def plain_console() -> Console:
-    """A terminal on which text is text: no markup, no emoji names, and nothing is coloured by guess."""
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def tidy(name: str) -> str:

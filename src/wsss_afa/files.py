@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(
+    path: Path, content: bytes | memoryview | str, check: Callable[[Path], object] | None = None
+) -> None:
     """Write a file, to the disk itself; its folder is made if there is none.
 
     Args:
         path: Of the file.
         content: Text is written in UTF-8, file names in it that are no UTF-8 escaped.
+        check: Reads what was written and raises unless it is right, before the file takes its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(partial_name())
@@ -25,6 +29,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

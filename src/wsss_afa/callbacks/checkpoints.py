@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -24,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from wsss_afa.callbacks.resume import read_checked
 from wsss_afa.errors import UserError
-from wsss_afa.files import partial_name, sync_folder, write_whole
+from wsss_afa.files import sync_folder, write_whole
 
 _STEP = re.compile(r"step_(\d+)\.ckpt")
 
@@ -45,28 +44,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
         buffer = io.BytesIO()  # what cannot be serialised is a bug and raises here
         torch.save(checkpoint, buffer)
         try:
-            _write(Path(path), buffer.getbuffer())
+            write_whole(Path(path), buffer.getbuffer(), check=read_checked)
+            sync_folder(Path(path).parent)  # the new name too
             self.failed.discard(str(path))
         except (OSError, ValueError) as error:
             self.failed.add(str(path))
             folder, what = Path(path).parent, error.strerror if isinstance(error, OSError) else error
             free = shutil.disk_usage(folder).free / 2**20 if folder.is_dir() else 0.0
             rank_zero_warn(f"{path}: not written, training goes on without it ({what}; {free:.0f} MiB free)")
-
-
-def _write(path: Path, content: memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(partial_name())
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        read_checked(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)  # the new name too
 
 
 def at_step_boundary(trainer: L.Trainer, batch_idx: int) -> bool:

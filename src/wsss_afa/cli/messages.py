@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.errors import UserError, printable
+from wsss_afa.errors import UserError
 
 _PLUGINS = ("optuna", "joblib", "submitit")
 _EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
@@ -29,13 +29,12 @@ _TWINS = {"device": "trainer.accelerator", "trainer.accelerator": "device"}
 """Two names of one thing: programs with a Trainer have one, the others the other."""
 _REMEDIES = {"No supported gpu backend found!": " Without one: trainer.accelerator=cpu"}
 """What to do about a sentence of Lightning's that does not say it."""
-_CAUGHT = "wsss_afa.errors.UserError: "  # before the message of one that a loader process raised
 
 
 def message(error: Exception, config_name: str) -> str | None:
-    """One line for what the user can mend, or None for a bug of ours."""
+    """What the user can mend, or None for a bug of ours; entry points print it as one line."""
     if isinstance(error, UserError):
-        return printable(str(error).strip().rpartition(_CAUGHT)[2])
+        return str(error)
     if isinstance(error, InstantiationException | ImportError):
         return _package(error) or _construction(error)
     if isinstance(error, MissingMandatoryValue):
@@ -44,7 +43,7 @@ def message(error: Exception, config_name: str) -> str | None:
         return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _override(error, config_name)
-    return printable(" ".join(str(error).split()))
+    return " ".join(str(error).split())
 
 
 def _package(error: BaseException) -> str | None:
@@ -67,14 +66,12 @@ def _construction(error: Exception) -> str | None:
     """What a constructor refused; one of our own has to say it as a UserError."""
     cause, text = error.__cause__, str(error)
     if isinstance(cause, UserError):
-        return printable(str(cause))
+        return str(cause)
     key, target = re.search(r"full_key: (\S+)", text), re.search(r"target '([^']+)'", text)
     if target is not None and text.startswith("Error locating target"):
         reason = f"{type(_root(error)).__name__}: {_first(str(_root(error)))}"
         where = "correct the name, or put its folder into PYTHONPATH"
-        return printable(
-            f"{f'{key[1]}.' if key else ''}_target_={target[1]} cannot be imported ({reason}): {where}"
-        )
+        return f"{f'{key[1]}.' if key else ''}_target_={target[1]} cannot be imported ({reason}): {where}"
     if isinstance(cause, TypeError) and (
         extra := re.search(r"unexpected keyword argument '(\w+)'", str(cause))
     ):
@@ -83,7 +80,7 @@ def _construction(error: Exception) -> str | None:
     foreign = target is not None and target[1].partition(".")[0] in ("lightning", "torch", "timm", "wandb")
     if not foreign or target is None:
         return None
-    reason = printable(_first(str(cause)))
+    reason = _first(str(cause))
     return f"{key[1] if key else target[1]}: {reason}{_REMEDIES.get(reason, '')}"
 
 
@@ -104,9 +101,9 @@ def _unreadable(word: str) -> str:
     """How to write a word that the grammar of overrides does not take."""
     key, equals, value = word.partition("=")
     if not equals:
-        return f"{printable(word)} is no setting: write SETTING=VALUE; --help lists those there are"
+        return f"{word} is no setting: write SETTING=VALUE; --help lists those there are"
     quoted = f"{key}='{value.strip(chr(39))}'"
-    return f'{printable(word)} has a sign with a meaning of its own: write "{printable(quoted)}"'
+    return f'{word} has a sign with a meaning of its own: write "{quoted}"'
 
 
 def _override(error: Exception, config_name: str) -> str:
@@ -120,7 +117,7 @@ def _override(error: Exception, config_name: str) -> str:
         return f"{match[1]} is given several times: give it once"
     match = re.search(r"Could not override '([^'@]+)", text)
     if match is None:
-        return printable(re.split(r" Config search path:| See https?:", text)[0])
+        return re.split(r" Config search path:| See https?:", text)[0]
     name = match[1]
     if name.partition("/")[0] in _groups():
         return _group(name, config_name)
@@ -143,7 +140,7 @@ def _file(group: str, name: str) -> str:
     hint = f"did you mean {near[0]}? " if near else ""
     sign = next((word[0] for word in sys.argv if re.match(rf"[+~]{re.escape(group)}=", word)), "")
     there = f"there are {', '.join(names)}" if names else "--help lists the groups there are"
-    return f"{sign}{group}={printable(name)}: no such file; {hint}{there}"
+    return f"{sign}{group}={name}: no such file; {hint}{there}"
 
 
 def _names(group: str) -> list[str]:

@@ -209,14 +209,13 @@ class Summary(Callback):
 
 def _kept(overrides: Sequence[str]) -> list[str]:
     """What of a training's command line an evaluation reads, too."""
-    training = {f"data.{name}" for name in ("batch_size", "crop_size", "scale", "flip", "balanced", "seed")}
-    names = [word.lstrip("+").partition("=")[0] for word in overrides]
-    wanted = [name == "trainer.accelerator" or name.startswith("data.") for name in names]
-    return [
-        word
-        for word, name, kept in zip(overrides, names, wanted, strict=True)
-        if kept and name not in training
-    ]
+    return [word for word in overrides if _is_evaluated(word.lstrip("+").partition("=")[0])]
+
+
+def _is_evaluated(name: str) -> bool:
+    """Whether a setting of a dotted name is of evaluations as well as of training."""
+    training = {f"data.{each}" for each in ("batch_size", "crop_size", "scale", "flip", "balanced", "seed")}
+    return name == "trainer.accelerator" or (name.startswith("data.") and name not in training)
 
 
 def _own_folder() -> str:

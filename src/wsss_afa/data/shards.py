@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,9 +123,9 @@ class ShardSet:
         """The images' names, in order; every index is read to know them."""
         return [name for shard in self.shards for name, _, _, _ in self._index(shard)]
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
-        """Tags of all images, (n, C); every index is read to know them."""
+        """Tags of all images, (n, C); every index is read once to know them."""
         return np.stack([self._label(tags) for shard in self.shards for _, tags, _, _ in self._index(shard)])
 
     def __len__(self) -> int:

@@ -50,7 +50,8 @@ def read_coco(path: Path, content: dict[str, Any]) -> tuple[list[Pictured], list
     ids = sorted(names, key=lambda each: (not each.isdecimal(), len(each) * each.isdecimal(), each))
     if len({tidy(name) for name in names.values()}) < len(names):
         raise UserError(f"{path} has two categories of one id or name: rename or delete one")
-    tags: dict[str, set[str]] = {each: set() for each in _by_id(path, content, "images", "file_name")}
+    files = _by_id(path, content, "images", "file_name")
+    tags: dict[str, set[str]] = {each: set() for each in files}
     for image, category in _annotations(path, content):
         known = tags.keys(), names.keys()
         for key, value, listed in zip(("image_id", "category_id"), (image, category), known, strict=True):
@@ -58,7 +59,6 @@ def read_coco(path: Path, content: dict[str, Any]) -> tuple[list[Pictured], list
                 problem = f"{path} has an annotation of {key} {value}, which is not listed"
                 raise UserError(f"{problem} (as {next(iter(listed), 'none')} is): export it anew")
         tags[image].add(category)
-    files = _by_id(path, content, "images", "file_name")
     images = [Pictured(files[each], [names[i] for i in ids if i in own], each) for each, own in tags.items()]
     return images, [names[i] for i in ids]
 

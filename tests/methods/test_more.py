@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vit_method import method_of
+from vit_method import check_finite, method_of
 from wsss_afa.methods.more.graph import GraphCategory
 from wsss_afa.methods.recipe import load
 
@@ -71,13 +71,7 @@ IGNORED = {"low": 0.0, "high": 1.0, "certain_high": 1.0, "main_low": 0.0, "main_
 )
 def test_no_batch_makes_a_loss_nan(precision, thresholds, changes):
     method = make(*(f"method.{name}={value}" for name, value in thresholds.items()))
-    for step in (5000, 15000):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            terms = method.losses(batch_of(**changes), step)
-            total = method.total(terms, step)
-        total.backward()
-        assert all(term.isfinite() for term in terms.values()), terms
-    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+    check_finite(method, batch_of(**changes), (5000, 15000), precision)
 
 
 def test_one_class_is_enough():

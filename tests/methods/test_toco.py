@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from quiet import QUIET
-from vit_method import method_of
+from vit_method import check_finite, method_of
 from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import load
 from wsss_afa.ops.local_crops import certainty
@@ -86,12 +86,7 @@ NONE = ((0, 0, 0), (0, 0, 0))
 )
 def test_no_batch_makes_a_loss_nan(precision, thresholds, tags, box):
     method = make(*(f"method.{name}={value}" for name, value in thresholds.items()))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        terms = method.losses(batch_of(tags, box), 5000)
-        total = method.total(terms, 5000)
-    total.backward()
-    assert all(term.isfinite() for term in terms.values()), terms
-    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+    check_finite(method, batch_of(tags, box), [5000], precision)
 
 
 def test_one_class_is_enough():

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build
 from wsss_afa.train import make_recipe
+from wsss_afa.types import Batch
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = (
@@ -35,3 +36,14 @@ def method_of(*overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), s
     method = build(make_recipe(cfg, tuple(classes)), trust=None)
     method.optim = instantiate(cfg.optim)
     return method.train()
+
+
+def check_finite(method: Method, batch: Batch, steps: Sequence[int], precision: torch.dtype) -> None:
+    """Losses and gradients of steps are numbers; in bfloat16 under autocast."""
+    for step in steps:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            terms = method.losses(batch, step)
+            total = method.total(terms, step)
+        total.backward()
+        assert all(term.isfinite() for term in terms.values()), terms
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())

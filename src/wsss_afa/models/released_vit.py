@@ -35,6 +35,20 @@ def rename_vit(state: Mapping[str, Tensor], rules: Rules = ()) -> dict[str, Tens
     }
 
 
+def released_settings(state: Mapping[str, Tensor], coco: bool) -> dict[str, Any]:
+    """Settings that the programs share, of weights under our names; ``coco`` says whose they are."""
+    return {
+        "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
+        "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
+        "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
+        "weights": {},
+        "augmentation": {},
+        "decoder_dim": len(state["decoder.near.weight"]),
+        "high": 0.65 if coco else 0.7,
+        "eval_threshold": 0.45 if coco else 0.5,
+    }
+
+
 def released_backbone(state: Mapping[str, Tensor], leading: int) -> dict[str, Any]:
     """Configuration of the ViT of released weights under our names, with so many leading tokens.
 

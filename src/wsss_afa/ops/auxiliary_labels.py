@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.ops.cam import Localizer, MultiScaleCAM
 from wsss_afa.ops.images import resize, to_rgb
-from wsss_afa.ops.labels import OwnClasses, cam_label, own_classes
+from wsss_afa.ops.labels import OwnClasses, cam_label, own_classes, with_backgrounds
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.refined_labels import RefinedLabels
 from wsss_afa.types import MEAN, STD, Activation, Batch
@@ -122,7 +121,7 @@ class AuxiliaryLabels(nn.Module):
         image = batch["image"]
         maps = self.own_maps(net, image, batch["class_label"])
         if source != "par":
-            return [F.pad(maps.of(source), (0, 0, 0, 0, 1, 0), value=each) for each in backgrounds]
+            return with_backgrounds(maps.of(source), backgrounds)
         with torch.autocast(image.device.type, enabled=False):
             rgb = to_rgb(image, self.mean, self.std)
             return self.refined.maps(rgb, maps.cam, own_classes(maps.tags), backgrounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -38,12 +39,17 @@ def own_classes(class_label: Tensor) -> OwnClasses:
     return OwnClasses(ids[:, :most], present[:, :most].bool())
 
 
+def with_backgrounds(maps: Tensor, backgrounds: Sequence[float]) -> list[Tensor]:
+    """Maps (B, C, h, w) behind the constant score of the background: (B, C + 1, h, w) for each such score."""
+    return [F.pad(maps, (0, 0, 0, 0, 1, 0), value=background) for background in backgrounds]
+
+
 def class_scores(cam: Tensor, classes: OwnClasses, background: float) -> Tensor:
     """Soft-max over background, whose score is the constant β, and each image's own classes.
 
     Of maps (B, C, h, w) in [0, 1] it makes scores (B, G, h, w) in [0, 1], which are 0 for filling.
     """
-    stacked = F.pad(cam, (0, 0, 0, 0, 1, 0), value=background)  # (B, K, h, w)
+    (stacked,) = with_backgrounds(cam, [background])  # (B, K, h, w)
     index = classes.ids[:, :, None, None].expand(-1, -1, *cam.shape[-2:])
     own = stacked.gather(1, index).masked_fill(~classes.present[:, :, None, None], float("-inf"))
     return own.softmax(dim=1)

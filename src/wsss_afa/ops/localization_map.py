@@ -99,7 +99,8 @@ class LocalizationSegmentation(MultiScaleSegmentation):
 
     def extra_repr(self) -> str:
         """Name and settings on one line, as tables name them."""
-        size = f"resized to {self.size[0]}×{self.size[1]} px" if self.size else "native size"
+        assert self.size is not None
+        size = f"resized to {self.size[0]}×{self.size[1]} px"
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         parts = [size, f"localization maps of scales {scales}", *["mirror"] * self.mirror]
         parts += [f"classes of the {self.predicted}"]

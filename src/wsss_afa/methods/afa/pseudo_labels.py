@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
@@ -22,7 +21,7 @@ from wsss_afa.methods.afa.network import AFANet, AFAOutput
 from wsss_afa.ops.affinity import affinity_label, attention_affinity
 from wsss_afa.ops.cam import MultiScaleCAM, normalize_cam
 from wsss_afa.ops.images import resize, to_rgb
-from wsss_afa.ops.labels import OwnClasses, cam_label, ignore_outside, own_classes
+from wsss_afa.ops.labels import OwnClasses, cam_label, ignore_outside, own_classes, with_backgrounds
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
 from wsss_afa.ops.refined_labels import RefinedLabels, stacked_scores
@@ -146,7 +145,7 @@ class PseudoLabeler(nn.Module):
         tags = classes.present[:, 1:].float()  # (B, G − 1): the maps are the own classes' alone
         if source == "cam":
             cam = activation.cam * tags[:, :, None, None]
-            return [F.pad(cam, (0, 0, 0, 0, 1, 0), value=background) for background in backgrounds]
+            return with_backgrounds(cam, backgrounds)
         with torch.autocast(image.device.type, enabled=False):
             rgb, own = to_rgb(image, self.mean, self.std), own_classes(tags)
             if source == "par":

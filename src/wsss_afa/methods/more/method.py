@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 from wsss_afa.losses.localization import certain_region_loss, class_separation, uncertain_region_loss
@@ -21,7 +19,7 @@ from wsss_afa.ops.affinity import pair_label
 from wsss_afa.ops.auxiliary_labels import AuxiliaryLabels, OwnMaps
 from wsss_afa.ops.boxes import cells_of
 from wsss_afa.ops.cam import MultiScaleCAM
-from wsss_afa.ops.labels import cam_label, ignore_outside, own_classes
+from wsss_afa.ops.labels import cam_label, ignore_outside, own_classes, with_backgrounds
 from wsss_afa.ops.localization_map import Localized
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.uncertain_tokens import UncertainTokens
@@ -90,10 +88,7 @@ class MoRe(TwoLevelMethod):
         super().__init__(
             net, num_classes, labeler, classification, dense_energy, phases, weights, shared_counts
         )
-        self.check_phases("regions_from", regions_from)
-        chosen = regions_from.values() if isinstance(regions_from, Mapping) else [regions_from]
-        if strange := [each for each in chosen if each not in ("cam", "aux")]:
-            raise UserError(f"method.regions_from={strange[0]} is not known; need cam or aux")
+        self.check_maps("regions_from", regions_from)
         self.lam, self.one_scale_lam = lam, MultiScaleCAM((1.0,), mirror=False, rectify=False)
         self.uncertain, self.augmentation, self.regions_from = uncertain, augmentation, regions_from
         self.certain_high, self.main = certain_high, (main_low, main_high)
@@ -154,7 +149,7 @@ class MoRe(TwoLevelMethod):
         classes = own_classes(batch["class_label"])
         lam = self.lam(Localized(self), batch["image"], channels=classes.channels).cam
         lam = lam * classes.present[:, 1:, None, None]
-        return [F.pad(lam, (0, 0, 0, 0, 1, 0), value=each) for each in backgrounds]
+        return with_backgrounds(lam, backgrounds)
 
     def interpret(self, batch: Batch) -> Interpretation:
         """Both activation maps, the localization map and the refined label."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wsss_afa.data.coco import COCO_CLASSES
-from wsss_afa.models.released_vit import released_backbone, rename_vit
+from wsss_afa.models.released_vit import released_backbone, released_settings, rename_vit
 from wsss_afa.models.weights import Rules
 
 MARK = "graph_layer.head_proj.weight"
@@ -57,18 +57,11 @@ def released_more(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str
         "_target_": "wsss_afa.methods.more.method.MoRe",
         "cam": {"_target_": maps, "scales": scales},
         "lam": {"_target_": maps, "scales": [1.0, 0.5, 0.75, 1.25, 1.5, 1.75, 2.0], "rectify": False},
-        "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
         "uncertain": {"_target_": "wsss_afa.ops.uncertain_tokens.UncertainTokens"},
-        "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
-        "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
         "phases": {"classification": 0},
-        "weights": {},
         "regions_from": "cam",
-        "augmentation": {},
-        "decoder_dim": len(renamed["decoder.near.weight"]),
         "registers": leading - count,
-        "high": 0.65 if coco else 0.7,
-        "eval_threshold": 0.45 if coco else 0.5,
+        **released_settings(renamed, coco),
     }
     backbone = released_backbone(renamed, leading) | {"positions": "bicubic_scale"}
     return {"method": method, "backbone": backbone}, renamed

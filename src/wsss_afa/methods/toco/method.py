@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 from wsss_afa.losses.token_contrast import class_token_contrast, patch_token_contrast
@@ -25,8 +24,6 @@ from wsss_afa.ops.labels import ignore_outside
 from wsss_afa.ops.local_crops import LocalCrops, certainty, cut
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.types import Batch
-
-_MAPS = ("cam", "aux")
 
 
 class ToCo(TwoLevelMethod):
@@ -88,10 +85,7 @@ class ToCo(TwoLevelMethod):
         super().__init__(
             net, num_classes, labeler, classification, dense_energy, phases, weights, shared_counts
         )
-        self.check_phases("labels_from", labels_from)
-        chosen = labels_from.values() if isinstance(labels_from, Mapping) else [labels_from]
-        if strange := [each for each in chosen if each not in _MAPS]:
-            raise UserError(f"method.labels_from={strange[0]} is not known; need {' or '.join(_MAPS)}")
+        self.check_maps("labels_from", labels_from)
         self.crops, self.augmentation, self.labels_from = crops, augmentation, labels_from
         self.momentum, self.temperature, self.pixel_box = momentum, temperature, pixel_box
 

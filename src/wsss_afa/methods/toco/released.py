@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsss_afa.data.coco import COCO_CLASSES
 from wsss_afa.errors import UserError
-from wsss_afa.models.released_vit import released_backbone, rename_vit
+from wsss_afa.models.released_vit import released_backbone, released_settings, rename_vit
 from wsss_afa.models.weights import Rules
 
 MARK = "proj_head.last_layer.weight_v"
@@ -49,18 +49,11 @@ def released_toco(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str
     method = {
         "_target_": "wsss_afa.methods.toco.method.ToCo",
         "cam": {"_target_": "wsss_afa.ops.cam.MultiScaleCAM"},
-        "refine": {"_target_": "wsss_afa.ops.par.PixelAdaptiveRefinement"},
         "crops": {"_target_": "wsss_afa.ops.local_crops.LocalCrops"},
-        "classification": {"_target_": "wsss_afa.losses.classification.ClassificationLoss"},
-        "dense_energy": {"_target_": "wsss_afa.losses.dense_energy.DenseEnergyLoss"},
         "phases": {"contrast": 0},
-        "weights": {},
         "labels_from": "cam",
-        "augmentation": {},
         "projection": {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs},
-        "decoder_dim": len(renamed["decoder.near.weight"]),
-        "high": 0.65 if coco else 0.7,
-        "eval_threshold": 0.45 if coco else 0.5,
+        **released_settings(renamed, coco),
     }
     fixed = {"trainable_positions": False, "positions": "bicubic"}
     backbone = released_backbone(renamed, leading=1) | fixed

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import get_act_layer
@@ -75,15 +76,7 @@ class TransformerDecoder(nn.Module):
 
     def __init__(self, dim: int, num_outputs: int, depth: int = 3, num_heads: int = 8):
         super().__init__()
-        gelu = get_act_layer("quick_gelu")  # x · sigmoid(1.702 x)
-        self.blocks = nn.ModuleList(
-            Block(dim, num_heads, qkv_bias=True, act_layer=gelu, norm_layer=nn.LayerNorm)
-            for _ in range(depth)
-        )
-        for block in self.blocks:
-            nn.init.xavier_uniform_(block.attn.qkv.weight)
-            nn.init.zeros_(block.attn.qkv.bias)
-            nn.init.zeros_(block.attn.proj.bias)
+        self.blocks = nn.ModuleList(_clip_block(dim, num_heads) for _ in range(depth))
         self.predict = nn.Conv2d(dim, num_outputs, 1)
 
     def forward(self, fused: Tensor) -> Tensor:
@@ -91,5 +84,15 @@ class TransformerDecoder(nn.Module):
         tokens = fused.flatten(2).mT  # (B, N, dim)
         for block in self.blocks:
             tokens, _, _ = run_block(block, tokens)
-        logits: Tensor = self.predict(tokens.mT.unflatten(2, fused.shape[-2:]))
+        logits: Tensor = self.predict(tokens.mT.reshape(fused.shape))
         return logits
+
+
+def _clip_block(dim: int, num_heads: int) -> Any:
+    """A block with QuickGELU, whose attention begins as PyTorch's own does."""
+    gelu = get_act_layer("quick_gelu")  # x · sigmoid(1.702 x)
+    block = Block(dim, num_heads, qkv_bias=True, act_layer=gelu, norm_layer=nn.LayerNorm)
+    nn.init.xavier_uniform_(block.attn.qkv.weight)
+    nn.init.zeros_(block.attn.qkv.bias)
+    nn.init.zeros_(block.attn.proj.bias)
+    return block

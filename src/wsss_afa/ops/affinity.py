@@ -88,7 +88,7 @@ def attention_affinity(tokens: AffinityTokens) -> Tensor:
 
 
 def feature_affinity(features: Tensor, scale: float = 1.0, center: str | None = None) -> Tensor:
-    """Affinity of the tokens of a map (B, D, h, w), the sigmoid of `feature_products`: (B, N, N) in [0, 1]."""
+    """Sigmoid of `feature_products`, an affinity of the tokens of a map (B, D, h, w): (B, N, N) in [0, 1]."""
     return feature_products(features, scale, center).sigmoid()
 
 

@@ -64,6 +64,8 @@ class Recipe(_Recipe, total=False):
 def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
     """A method with random weights, or those that its backbone's configuration names, from any recipe.
 
+    A constructor that has an argument ``class_names`` is given them.
+
     Args:
         trust: dotted names, as in ``module.Class``, of what may be built beside this library's own parts;
             None trusts all, for a configuration that is the user's own.
@@ -78,7 +80,9 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
     for name, part in parts.items():
         if str(part["_target_"]).startswith(OWN):
             check_settings(part, name)
-    method = instantiate(parts["method"], backbone=parts["backbone"], num_classes=len(recipe["class_names"]))
+    names = list(recipe["class_names"])
+    named = {"class_names": names} if "class_names" in parameters(parts["method"]["_target_"]) else {}
+    method = instantiate(parts["method"], backbone=parts["backbone"], num_classes=len(names), **named)
     if not isinstance(method, Method):
         raise UserError(
             f"method._target_={recipe['method'].get('_target_')} is no method: name a class of one"

@@ -128,9 +128,7 @@ def test_no_background_is_refused():
 
 def test_another_block_is_refused():
     sizes = {"num_heads": 4, "embed_dim": 32, "depth": 1}
-    vit = TimmViT(
-        "vit_small_patch14_dinov2.lvd142m", None, model_args={"num_heads": 4, "embed_dim": 32, "depth": 1}
-    )
+    vit = TimmViT("vit_small_patch14_dinov2.lvd142m", None, num_affinity_blocks=0, model_args=sizes)
     _, names, backgrounds = inputs(0)
     with pytest.raises(UserError, match="not those of CLIP"):
         softmax_grad_cam(

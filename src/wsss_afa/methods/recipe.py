@@ -4,8 +4,8 @@ Beside Lightning's state a checkpoint carries a recipe of plain containers: the 
 method and of its backbone, and the class names. A file from a stranger may name any Python object in that
 configuration, so only modules of this library's methods, models, operators and losses are ever built, unless
 the user trusts another by name; only plain values are handed to them, of the type and in the range that their
-constructors have (`methods.schema`): neither interpolations nor weights to fetch; and weights are made only
-once it is known that those of the file fill them.
+constructors have (`methods.schema`): neither interpolations nor weights to fetch, but for frozen towers
+(`methods.towers`); and weights are made only once it is known that those of the file fill them.
 
 Files of other forms are given a recipe first: those that the programs of the methods' authors wrote
 (``released.py`` of each method), and those that this library wrote when it knew one method only
@@ -15,7 +15,7 @@ Files of other forms are given a recipe first: those that the programs of the me
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -32,6 +32,7 @@ from wsss_afa.methods.first_form import is_first_form, renew
 from wsss_afa.methods.more import released as more
 from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
 from wsss_afa.methods.toco import released as toco
+from wsss_afa.methods.towers import pinned, weights_of, with_files
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
 from wsss_afa.models.weights import check_fit
 
@@ -128,11 +129,12 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     content, trust = _read(Path(path)), [trust] if isinstance(trust, str) else trust
     try:
         recipe, state = _own(content, trust) if RECIPE_KEY in content else _released(content)
+        named = pinned(content[RECIPE_KEY]) if RECIPE_KEY in content else {}
         if not trust:  # parts of a user's own may need to compute while they are made
             with torch.device("meta"):  # sizes, and no memory
-                check_fit(state, build(cast(Recipe, recipe)).net)
-        method = build(cast(Recipe, recipe), trust)
-        method.net.load_state_dict(check_fit(state, method.net))
+                _fit(state, named, build(cast(Recipe, recipe)).net)
+        method = build(cast(Recipe, with_files(recipe, named, Path(path).parent)), trust)
+        method.net.load_state_dict(_fit(state, named, method.net))
     except UserError as error:
         raise UserError(f"ckpt={path}: {error}") from error
     except (*_BUILDING, HydraException, OmegaConfBaseException) as error:
@@ -208,6 +210,11 @@ def _is_ours(target: Any) -> bool:
     own = getattr(found, "__module__", None) == name != __name__
     made = product(found) if callable(found) else None
     return own and isinstance(made, type) and issubclass(made, nn.Module)
+
+
+def _fit(state: Mapping[str, Tensor], towers: Collection[str], net: nn.Module) -> dict[str, Tensor]:
+    """Weights of a file, and of towers that are filled already, if they fill a network exactly."""
+    return check_fit({**state, **weights_of(towers, net.state_dict())}, net)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent / "support"))
 import parity_afa
+import parity_excel
 import parity_more
 import parity_toco
 from parity_rows import Row, settings
@@ -26,6 +27,7 @@ FORMS = {
     "afa": parity_afa.compare_step,
     "toco": parity_toco.compare_step,
     "more": parity_more.compare_step,
+    "excel": parity_excel.compare_step,
 }
 """What compares a training step of each method."""
 

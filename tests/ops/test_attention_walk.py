@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsss_afa.ops.attention_walk import AttentionWalk, box_mask, kept_layers, layer_affinity, transition
+from wsss_afa.ops.attention_walk import (
+    AttentionWalk, box_mask, kept_layers, label_scores, layer_affinity, transition,
+)  # fmt: skip
+from wsss_afa.ops.labels import own_classes
 
 GRID = (4, 5)
 COUNT = GRID[0] * GRID[1]
@@ -116,3 +119,17 @@ def test_a_token_without_anybody_is_no_nan(attention):
     gate = torch.ones(2, COUNT, COUNT).double()
     gate[:, 0] = gate[:, :, 0] = 0
     assert AttentionWalk()(torch.rand(2, 1, *GRID).double(), attention, gate).isfinite().all()
+
+
+def test_scores_of_labels():
+    maps = torch.rand(2, 2, *GRID, generator=torch.Generator().manual_seed(4)) + 3
+    classes = own_classes(torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+    scores = label_scores(maps, classes, (8, 10))
+    assert scores.shape == (2, 3, 8, 10)
+    own = maps[0] - maps[0].flatten(1).amin(1)[:, None, None]
+    own = own / own.flatten(1).amax(1)[:, None, None]
+    own = torch.nn.functional.interpolate(own[None], size=(8, 10), mode="bilinear")[0]
+    torch.testing.assert_close(scores[0, 1:], own)
+    torch.testing.assert_close(scores[0, 0], 1 - own.amax(0))
+    assert scores[1, 0].eq(1).all()
+    assert scores[1, 1:].eq(0).all()

@@ -1,8 +1,8 @@
 """Class names as directions in CLIP's space of texts, T × 512 numbers that are made once.
 
 The text tower is open_clip's (extra ``clip``), whose package has the vocabulary in it and names weights as
-OpenAI's files do. Only who makes the numbers needs it: they are kept in a file, and with a method's weights in
-its checkpoints.
+OpenAI's files do. Only who makes the numbers needs it: they are kept in a file, and with a method's weights
+in its checkpoints.
 
 Shapes beside the legend in `wsss_afa.types`: d width of the space, M background texts, P phrases.
 """

@@ -8,10 +8,15 @@ Shapes beside the legend in `wsss_afa.types`: L maps of attention between patche
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
+
+from wsss_afa.ops.images import resize
+from wsss_afa.ops.labels import OwnClasses
 
 _WITHIN_A_MAP = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 """Neighbours of a cell in a stack of maps: the eight of its own map."""
@@ -74,6 +79,18 @@ def box_mask(maps: Tensor, threshold: float, inclusive: bool = False) -> Tensor:
     for index, rows, columns in ndimage.find_objects(groups):
         mask[index, rows.start : min(rows.stop, height), columns.start : min(columns.stop, width)] = True
     return torch.from_numpy(mask).to(maps.device).view_as(on)
+
+
+def label_scores(maps: Tensor, classes: OwnClasses, size: Sequence[int]) -> Tensor:
+    """Scores (B, G, H, W) of background and own classes, in [0, 1], of carried maps (B, G − 1, h, w).
+
+    Each map is stretched to [0, 1] and resized; filling is 0. Background is 1 − the best class, so that an
+    image without classes is background.
+    """
+    lifted = maps - maps.amin((-2, -1), keepdim=True)
+    stretched = lifted / (lifted.amax((-2, -1), keepdim=True) + 1e-7)
+    full = resize(stretched * classes.present[:, 1:, None, None], size)
+    return torch.cat([1 - full.amax(1, keepdim=True), full], dim=1)
 
 
 class AttentionWalk(nn.Module):

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from wsss_afa.ops.attention_walk import (
-    AttentionWalk, box_mask, kept_layers, label_scores, layer_affinity, transition,
+    AttentionWalk,
+    box_mask,
+    kept_layers,
+    label_scores,
+    layer_affinity,
+    transition,
 )  # fmt: skip
 from wsss_afa.ops.labels import own_classes
 

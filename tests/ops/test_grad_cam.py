@@ -73,18 +73,13 @@ def test_it_equals_autograd_class_by_class(seed, activation, scale):
     assert not found.cam.requires_grad
 
 
-def test_scores_are_over_own_classes_and_backgrounds():
+def test_logits_are_likeness_of_the_mean_patch_to_all_texts():
     vit, (tokens, names, backgrounds) = tower(), inputs(0)
     found = softmax_grad_cam(
         vit.blocks[-1], vit.norm, vit.head, tokens, GRID, names, backgrounds, own_classes(TAGS), 10.0
     )
-    output = vit.blocks[-1](tokens)
-    feature = F.normalize(vit.head(vit.norm(output)[:, 1:].mean(1)), dim=-1)
-    for image, own in enumerate(([0, 2], [3], [])):
-        rows = torch.cat([names[own], backgrounds])
-        expected = (10 * feature[image] @ rows.T).softmax(-1)
-        torch.testing.assert_close(found.scores[image, [*own, *range(4, 10)]], expected)
-    assert not found.scores[0, [1, 3]].any()
+    feature = F.normalize(vit.head(vit.norm(vit.blocks[-1](tokens))[:, 1:].mean(1)), dim=-1)
+    torch.testing.assert_close(found.logits, 10 * feature @ torch.cat([names, backgrounds]).T)
     torch.testing.assert_close(found.attention.sum(-1), torch.ones(3, 16))
 
 
@@ -93,8 +88,8 @@ def test_the_factor_of_a_saturated_score_is_gone():
     vit, (tokens, names, backgrounds) = tower(), inputs(0)
     arguments = (vit.blocks[-1], vit.norm, vit.head, tokens, GRID, names, backgrounds, own_classes(TAGS))
     found = softmax_grad_cam(*arguments, scale=1000.0)
-    chosen = found.scores[0, 0]
-    assert min(chosen, 1 - chosen) < 1e-12
+    chosen = found.logits[0, [0, 2, *range(4, 10)]].double().softmax(0)[0]
+    assert chosen * (1 - chosen) < 1e-12
     assert found.cam[0, 0].max() > 0.99
 
 

@@ -90,8 +90,8 @@ class Method(L.LightningModule):
     """Padding and views of training images, as `data.transforms.TrainTransform` takes them."""
     needs_labels: bool = False
     """Whether training batches carry labels that are given (``mask``); else no training mask is opened."""
-    export_heads: Mapping[str, str] = {"probability": "decoder"}
-    """Outputs that an exported file can have, and the part of ``net`` that each needs beside the backbone."""
+    export_heads: Mapping[str, Sequence[str]] = {"probability": ["decoder"]}
+    """Outputs that an exported file can have; parts of ``net`` beside the backbone that each needs."""
 
     def __init__(
         self, net: nn.Module, num_classes: int, phases: Mapping[str, int],

@@ -31,8 +31,8 @@ class GradCAM(NamedTuple):
     """(B, G − 1, h, w) in [0, 1], of own classes; 0 for filling."""
     attention: Tensor
     """(B, n, n), soft-maxed, mean over heads."""
-    scores: Tensor
-    """(B, T): softmax over own classes and backgrounds, 0 for other classes."""
+    logits: Tensor
+    """(B, T): scaled likeness of the mean patch token to all texts."""
 
 
 class _Pass(NamedTuple):
@@ -80,15 +80,16 @@ def softmax_grad_cam(
     feature = head(norm(passed.output)[:, 1:].mean(1))  # (B, E)
     length = feature.norm(dim=-1, keepdim=True)
     direction = feature / length
-    contrasts, scores = _contrasts(scale * direction @ rows.T, classes, len(texts))
-    pull, direction = scale * contrasts @ rows, direction[:, None]  # (B, G − 1, E), (B, 1, E)
+    logits = scale * direction @ rows.T  # (B, T)
+    pull = scale * _contrasts(logits, classes, len(texts)) @ rows  # (B, G − 1, E)
+    direction = direction[:, None]
     pull = (pull - direction * (pull * direction).sum(-1, keepdim=True)) / length[:, None]
     pulled = pull @ head.weight / (tokens.shape[1] - 1)  # (B, G − 1, D), the same for every patch
     weights = _mean_gradient(block, passed, _before_projection(block, norm, passed, pulled))
     maps = (weights @ passed.normed[:, 1:].mT).relu()  # (B, G − 1, N)
     maps = normalize_maps(normalize_maps(maps.view(*maps.shape[:2], *grid)))
     cam = maps * classes.present[:, 1:, None, None]
-    return GradCAM(cam, passed.attention.mean(1), scores)
+    return GradCAM(cam, passed.attention.mean(1), logits)
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
@@ -117,15 +118,15 @@ def _forward(block: Any, tokens: Tensor) -> _Pass:
     return _Pass(normed, query, key, value, attention, attended, middle, hidden, output)
 
 
-def _contrasts(logits: Tensor, classes: OwnClasses, num_classes: int) -> tuple[Tensor, Tensor]:
-    """[k = c] − softmax over k ≠ c of each own class, (B, G − 1, T), and the softmax over all, (B, T)."""
+def _contrasts(logits: Tensor, classes: OwnClasses, num_classes: int) -> Tensor:
+    """[k = c] − softmax over k ≠ c of each own class c, (B, G − 1, T); k are own classes and backgrounds."""
     columns = torch.arange(logits.shape[1], device=logits.device)
     of_class = classes.channels[:, :, None] == columns  # (B, G − 1, T)
     present = classes.present[:, 1:, None]
     allowed = (of_class & present).any(1) | (columns >= num_classes)  # (B, T)
     rivals = allowed[:, None] & ~of_class
     others = logits[:, None].masked_fill(~rivals, float("-inf")).softmax(-1)
-    return of_class.to(others) - others, logits.masked_fill(~allowed, float("-inf")).softmax(-1)
+    return of_class.to(others) - others
 
 
 def _before_projection(block: Any, norm: nn.LayerNorm, passed: _Pass, pulled: Tensor) -> Tensor:

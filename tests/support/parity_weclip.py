@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -15,6 +14,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from parity_rows import File, Row, compared, complete, labels, norms, part, real, relative, settings, state_of
+from wsss_afa.data.coco import COCO_CLASSES
+from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.methods.weclip.method import WeCLIP
 from wsss_afa.methods.weclip.network import Pass
@@ -27,7 +28,7 @@ from wsss_afa.models.weights import apply_rules
 from wsss_afa.ops.affinity import affinity_label, radius_mask
 from wsss_afa.ops.attention_walk import AttentionWalk, box_mask, label_scores, layer_affinity, transition
 from wsss_afa.ops.images import resize
-from wsss_afa.ops.labels import OwnClasses, best_class, own_classes
+from wsss_afa.ops.labels import best_class, own_classes
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.types import Batch
@@ -127,16 +128,26 @@ def compare_step(file: File) -> Iterator[Row]:
         ]
     rows = chain(made, _losses(method, batch, file), _steps(build(file), batch, file))
     yield from complete(
-        file, rows, ("out/", "eval/logits", "eval/pred", "eval/cam", "grad_norm", "final_norm", "text/")
+        file,
+        rows,
+        (
+            "out/",
+            "eval/logits",
+            "eval/pred",
+            "eval/cam",
+            "grad_norm",
+            "final_norm",
+            "text/names",
+            "text/tokens",
+            "text/features",
+        ),
     )
 
 
 def _towers(method: WeCLIP, batch: Batch, file: File) -> Iterator[Row]:
     net, depth = method.net, len(method.net.backbone.blocks)
     earlier = list(range(depth - 1))
-    encoded = net.backbone.encode(
-        batch["image"], earlier, "none", attention=earlier, average_heads=True
-    )
+    encoded = net.backbone.encode(batch["image"], earlier, "none", attention=earlier, average_heads=True)
     tokens = [torch.cat([a, b.flatten(2).mT], 1) for a, b in zip(encoded.leading, encoded.maps, strict=True)]
     passed = net.run(batch["image"])
     last = net.localize(passed.encoded, own_classes(batch["class_label"])).attention
@@ -177,9 +188,7 @@ def _labels(method: WeCLIP, batch: Batch, file: File, name: str) -> Iterator[Row
     affinity = method.affinity(passed)
     used = layer_affinity(attention, affinity if source == "affinity" else None)
     walked, size = transition(used), batch["image"].shape[-2:]
-    cam = weighed(method, passed, classes) if source == "affinity" else found.cam
-    threshold = method.labeler.walk.box_threshold
-    boxes = torch.ones_like(cam) if threshold is None else box_mask(cam, threshold)
+    boxes = box_mask(found.cam, method.labeler.walk.box_threshold or 0.4)  # which WeCLIP+ does not use
     scores = label_scores(carried, classes, size)
     refined = method.labeler.scores(batch["image"], carried, classes)
     label = best_class(refined, classes)
@@ -206,15 +215,6 @@ def _labels(method: WeCLIP, batch: Batch, file: File, name: str) -> Iterator[Row
     yield labels(f"out/{name}/affinity_label", pairs, file[f"out/{name}/affinity_label"])
 
 
-def weighed(method: WeCLIP, passed: Pass, classes: OwnClasses) -> Tensor:
-    """GradCAM (B, G − 1, h, w), times the segmentation's probability where that is asked for."""
-    cam = method.net.localize(passed.encoded, classes).cam
-    if not method.class_gated:
-        return cam
-    probability = passed.segmentation.softmax(1)
-    return cam * torch.stack([p[own + 1] for p, own in zip(probability, classes.channels, strict=True)])
-
-
 def sure(name: str, ours: Tensor, scores: Tensor, file: File) -> Row:
     """Share of pixels that differ although one score was best by far."""
     theirs = torch.from_numpy(file[name]).long().view(-1, *ours.shape[-2:])
@@ -232,7 +232,7 @@ def _coco(method: WeCLIP, batch: Batch, file: File) -> Iterator[Row]:
     classes = own_classes(batch["class_label"])
     passed = method.net.run(batch["image"], method.layers["affinity"])
     carried = method.carried(passed, classes, "affinity")
-    cam = weighed(method, passed, classes)
+    cam = method.net.localize(passed.encoded, classes).cam
     boxes = box_mask(cam, method.labeler.walk.box_threshold)
     for image, count in enumerate(classes.present.sum(1).tolist()):
         yield real(
@@ -296,7 +296,10 @@ def _steps(method: WeCLIP, batch: Batch, file: File) -> Iterator[Row]:
     for step in range(len(expected)):
         with torch.no_grad():
             source = method.at(method.labels_from, step)
-            passed, classes = method.net.run(batch["image"], method.layers[source]), own_classes(batch["class_label"])
+            passed, classes = (
+                method.net.run(batch["image"], method.layers[source]),
+                own_classes(batch["class_label"]),
+            )
             scores = method.labeler.scores(batch["image"], method.carried(passed, classes, source), classes)
             one = {"label": file["out/trajectory_labels"][step]}
             differing += sure("label", best_class(scores, classes), scores, one).difference
@@ -339,5 +342,30 @@ def _evaluation(method: WeCLIP, file: File) -> Iterator[Row]:
 
 
 def _texts(file: File) -> Iterator[Row]:
-    return
-    yield
+    """Words, tokens and directions of the texts of VOC and COCO, made as training makes them."""
+    if not part(file, "text"):
+        return
+    from open_clip.tokenizer import tokenize
+
+    tower = text_tower(_with_table(file), heads=settings(file)["text_heads"])
+    for data, class_names in (("voc", VOC_CLASSES), ("coco", COCO_CLASSES)):
+        with initialize_config_dir(str(CONF), version_base=None):
+            texts = instantiate(compose(f"text/{data}").text, pretrained=None)
+        found = texts.texts(class_names)
+        for kind, key in (("fg", "classes"), ("bg", "backgrounds")):
+            said = [sentence for sentences in found[key] for sentence in sentences]
+            words = [
+                texts.templates[0].replace("{}", str(name)) for name in file[f"text/names_{data}_{kind}"]
+            ]
+            yield Row(f"text/names_{data}_{kind}", float(said != words), 0.0)
+            yield labels(f"text/tokens_{data}_{kind}", tokenize(said, 77), file[f"text/tokens_{data}_{kind}"])
+            made = {f"text/features_{data}_{kind}": directions(tower, found[key])}
+            yield from compared(real, file, made, REAL)
+
+
+def _with_table(file: File) -> dict[str, Tensor]:
+    """The text tower with a table of tokens that has the file's rows."""
+    state, rows = text_weights(state_of(file)), torch.from_numpy(file["text/token_embedding_rows"])
+    table = torch.zeros(49408, rows.shape[1])
+    table[torch.from_numpy(file["text/token_ids"])] = rows
+    return state | {"token_embedding.weight": table}

@@ -157,16 +157,16 @@ class CLIPLabeler(nn.Module):
             encoded: a pass of it.
             classes: own classes.
             gate: (B, N, N), a learned affinity that chooses and weighs attention; see `layer_affinity`.
-            probability: (B, K, h, w), of a segmentation; a class's map is multiplied by its own.
+            probability: (B, K, h, w), of a segmentation; a class's map, inside its boxes, is multiplied by
+                its own.
         """
-        found = net.localize(encoded, classes)
-        cam = found.cam
+        found, weights = net.localize(encoded, classes), None
         if probability is not None:
             index = classes.channels.clamp(min=0)[:, :, None, None] + 1
-            cam = cam * probability.float().gather(1, index.expand(-1, -1, *cam.shape[-2:]))
+            weights = probability.float().gather(1, index.expand(-1, -1, *probability.shape[-2:]))
         attention = torch.stack([*(each.float() for each in encoded.attention), found.attention])
-        with torch.autocast(cam.device.type, enabled=False):
-            carried: Tensor = self.walk(cam, attention[:, :, 1:, 1:], gate)
+        with torch.autocast(attention.device.type, enabled=False):
+            carried: Tensor = self.walk(found.cam, attention[:, :, 1:, 1:], gate, weights)
         return carried
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def phrase_centers(phrases: Tensor, clusters: int, seed: int = 0) -> Tensor:
-    """Centres (K, d) of phrases (P, d) by k-means, not scaled to length 1; the phrases if they are no more."""
+    """Centres (K, d) by k-means of phrases (P, d), not scaled to length 1; phrases that are no more."""
     if len(phrases) <= clusters:
         return phrases
     centers, _ = kmeans2(phrases.double().numpy(), clusters, iter=100, minit="++", rng=seed)

@@ -32,7 +32,8 @@ class ExCEL(Method):
         image ─► frozen CLIP ─► calibrated patches ─► class maps ─► walk along attention ─► PAR ─► label
                      └─► tokens of all blocks ─► fusion ─┬─► decoder ─► L_seg ◄──────────────────────┤
                                                          └─► affinity ─► L_aff ◄─────────────────────┘
-        From the phase of guided maps on, the fusion guides calibrated patches, and its affinity gates the walk.
+
+    Once maps are guided, the fused map guides calibrated patches, and its affinity gates the walk.
 
     Args:
         backbone: CLIP's image tower with its projection, frozen.

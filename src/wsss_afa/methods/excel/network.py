@@ -1,7 +1,7 @@
-"""ExCELNet: a frozen CLIP with calibrated attention, and a fusion and a decoder of its tokens that are trained.
+"""ExCELNet: a frozen CLIP with calibrated attention; a fusion and a decoder of its tokens are trained.
 
-Shapes beside the legend in `wsss_afa.types`: n = 1 + N tokens, the class token first; D width of a token, d of
-CLIP's space; T texts, those of the C classes first.
+Shapes beside the legend in `wsss_afa.types`: n = 1 + N tokens, the class token first; D width of a token, d
+of CLIP's space; T texts, those of the C classes first.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from wsss_afa.methods.excel.network import Calibrated, ExCELNet
 from wsss_afa.ops.affinity import feature_affinity, feature_products
 from wsss_afa.ops.attention_walk import AttentionWalk, label_scores
 from wsss_afa.ops.cam import normalize_cam
-from wsss_afa.ops.images import denormalize, resize, to_rgb
+from wsss_afa.ops.images import resize, to_rgb
 from wsss_afa.ops.labels import OwnClasses, best_class, own_classes
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.types import MEAN, STD
@@ -105,15 +105,15 @@ class ExCELLabeler(nn.Module):
         carried: Tensor = walk(own, attention, passed.affinity.detach() if gated else None)
         return carried
 
-    def refined(self, carried: Tensor, classes: OwnClasses, rgb: Tensor, size: Sequence[int]) -> Tensor:
+    def refined(self, carried: Tensor, classes: OwnClasses, guide: Tensor, size: Sequence[int]) -> Tensor:
         """Refined scores (B, G, H, W) of background and own classes at a size (H, W).
 
-        The image (B, 3, ·, ·) in [0, 1] that guides PAR is enlarged to the size, corner on corner.
+        The image (B, 3, ·, ·) that guides PAR is enlarged to the size, corner on corner.
         """
-        if rgb.shape[-2:] != tuple(size):
-            rgb = F.interpolate(rgb, size=tuple(size), mode="bilinear", align_corners=True)
-        with torch.autocast(rgb.device.type, enabled=False):
-            refined: Tensor = self.refine(rgb, label_scores(carried.float(), classes, size))
+        if guide.shape[-2:] != tuple(size):
+            guide = F.interpolate(guide, size=tuple(size), mode="bilinear", align_corners=True)
+        with torch.autocast(guide.device.type, enabled=False):
+            refined: Tensor = self.refine(guide, label_scores(carried.float(), classes, size))
         return refined
 
     def resized(self, image: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ class ExCELLabeler(nn.Module):
         passed = known or self(net, small)
         maps = self.guided_maps(net, small) if source == "guided" else net.class_maps(passed.encoded)
         carried = self.carried(maps, passed, classes, self.walks[source], source != "static")
-        rgb = denormalize(image if self.native_guide else small, self.mean, self.std)
-        return self.refined(carried, classes, rgb, image.shape[-2:])
+        guide = image if self.native_guide else small  # normalised: PAR looks at colours relative to others
+        return self.refined(carried, classes, guide, image.shape[-2:])
 
     def guided_maps(self, net: ExCELNet, image: Tensor) -> Tensor:
         """Maps (B, C, h, w) in [0, 1]: the larger of an image's and its un-mirrored mirror image's."""

@@ -67,9 +67,7 @@ class WeCLIPNet(CLIPNet):
         self.decoder = TransformerDecoder(decoder_dim, num_classes + 1, decoder_depth, decoder_heads)
         if dino is not None:
             if not dino.frozen:
-                raise UserError(
-                    "the second tower stays frozen here: set method.dino.frozen=true"
-                )
+                raise UserError("the second tower stays frozen here: set method.dino.frozen=true")
             self.dino, self.dino_fusion = dino, TokenFusion(dino.channels[-1], 1, decoder_dim, dropout)
 
     def run(self, image: Tensor, layers: int = 1) -> Pass:

@@ -4,8 +4,3 @@ Their recipe is read off the weights' shapes, and what no shape shows is the pro
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor

@@ -34,7 +34,7 @@ from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.types import Batch
 
 REAL, LOSS, GRADIENT, TRAINED, NOISE = 2e-5, 2e-5, 2e-5, 2e-5, 1e-3
-"""Of the range of real values; norms of attention's biases have the last, for keys have rounding as gradient."""
+"""Of the range of real values; attention's biases have the last, for rounding trains those of keys."""
 MARGIN = 2e-5
 """A label may differ where its two best scores are nearer than that."""
 CONF = Path(__file__).parents[2] / "conf"

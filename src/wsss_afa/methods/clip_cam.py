@@ -122,12 +122,9 @@ def check_tower(backbone: TimmViT) -> None:
     check_block(last)
     if not backbone.frozen:
         raise UserError("the backbone is to be trained, CLIP stays frozen here: set backbone.frozen=true")
-    quick = isinstance(backbone.blocks[-1].mlp.act, QuickGELU)
-    if str(backbone.source).endswith(".openai") and not quick:
-        need = "need vit_base_patch16_clip_quickgelu_224.openai"
-        raise UserError(
-            f"OpenAI's CLIP has QuickGELU, {need} or another *_clip_quickgelu_*: set backbone.name"
-        )
+    if str(backbone.source).endswith(".openai") and not isinstance(last.mlp.act, QuickGELU):
+        need = "need a name such as vit_base_patch16_clip_quickgelu_224.openai"
+        raise UserError(f"OpenAI's CLIP was trained with QuickGELU, {need}: set backbone.name")
 
 
 class CLIPLabeler(nn.Module):

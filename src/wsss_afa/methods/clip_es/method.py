@@ -76,7 +76,7 @@ class CLIPES(CLIPMethod):
         scores.scatter_add_(1, seen.ids[:, :, None, None].expand_as(own), own)
         return scores.clamp(min=_LEAST).log()
 
-    def scores(self, batch: Batch, encoded: Encoded, classes: OwnClasses, refined: bool = True) -> Tensor:
+    def own_scores(self, batch: Batch, encoded: Encoded, classes: OwnClasses, refined: bool = True) -> Tensor:
         """Scores (B, G, H, W) of background and own classes; see `CLIPLabeler.scores`."""
         carried = self.labeler.carried(self.net, encoded, classes)
         return self.labeler.scores(batch["image"], carried, classes, refined)
@@ -86,17 +86,17 @@ class CLIPES(CLIPMethod):
         encoded, classes = self.net.encode(batch["image"], self.layers), own_classes(batch["class_label"])
         labels = {}
         if "mask" in batch:
-            labels["static"] = best_class(self.scores(batch, encoded, classes), classes)
+            labels["static"] = best_class(self.own_scores(batch, encoded, classes), classes)
         return Evaluation(self.net.leads(encoded), self.segmentation(encoded), labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
         """Scores of a source: background is 1 − the best class, and no score of it is asked for."""
         encoded, classes = self.net.encode(batch["image"], self.layers), own_classes(batch["class_label"])
-        return [self.scores(batch, encoded, classes, refined=source == "static")]
+        return [self.own_scores(batch, encoded, classes, refined=source == "static")]
 
     def interpret(self, batch: Batch) -> Interpretation:
         """GradCAM and the refined label."""
         encoded, classes = self.net.encode(batch["image"], self.layers), own_classes(batch["class_label"])
         cam = self.net.localize(encoded, classes).cam.amax(1, keepdim=True)
-        label = best_class(self.scores(batch, encoded, classes), classes)
+        label = best_class(self.own_scores(batch, encoded, classes), classes)
         return Interpretation({"GradCAM": resize(cam, label.shape[-2:])[:, 0], "walk label": label})

@@ -31,7 +31,7 @@ from wsss_afa.ops.images import resize
 from wsss_afa.ops.labels import best_class, own_classes
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.types import Batch
+from wsss_afa.types import BackboneOutput, Batch
 
 REAL, LOSS, GRADIENT, TRAINED, NOISE = 2e-5, 2e-5, 2e-5, 2e-5, 1e-3
 """Of the range of real values; attention's biases have the last, for rounding trains those of keys."""
@@ -99,6 +99,12 @@ def build(file: File, coco: bool | None = None) -> WeCLIP:
         dropout=0.0,
     )
     state |= {"texts": method.net.texts, "scenes": method.net.scenes}
+    if plus and "dino.cls_token" not in state:  # a small file has its tokens instead
+        state |= {f"dino.{key}": value for key, value in method.net.dino.state_dict().items()}
+        tokens = torch.from_numpy(file["out/dino_tokens"]).mT
+        side = round(tokens.shape[2] ** 0.5)
+        given = BackboneOutput([tokens.unflatten(2, (side, side))], [], [])
+        method.net.dino.forward = lambda image: given
     method.net.load_state_dict(state)
     return method
 
@@ -161,10 +167,11 @@ def _towers(method: WeCLIP, batch: Batch, file: File) -> Iterator[Row]:
     if hasattr(net, "dino"):
         features = net.dino(batch["image"]).features[0]
         ours |= {
-            "dino_pos_embed": _positions(net.dino, features.shape[-2:]),
             "dino_tokens": features.flatten(2).mT,
             "dino_fused": net.dino_fusion([features]),
         }
+        if "state/dino_encoder.pos_embed" in file:
+            ours["dino_pos_embed"] = _positions(net.dino, features.shape[-2:])
         ours |= {f"seg_logits_{n}": each for n, each in zip(("clip", "dino"), passed.logits, strict=True)}
     else:
         ours["seg_logits"] = passed.segmentation
@@ -319,6 +326,8 @@ def _steps(method: WeCLIP, batch: Batch, file: File) -> Iterator[Row]:
 
 
 def _evaluation(method: WeCLIP, file: File) -> Iterator[Row]:
+    if "eval/image" not in file:
+        return
     meta, image = settings(file), torch.from_numpy(file["eval/image"])
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose(f"protocol/{meta['method']}").protocol
@@ -347,7 +356,8 @@ def _texts(file: File) -> Iterator[Row]:
         return
     from open_clip.tokenizer import tokenize
 
-    tower = text_tower(_with_table(file), heads=settings(file)["text_heads"])
+    whole = "text/token_ids" in file
+    tower = text_tower(_with_table(file), heads=settings(file)["text_heads"]) if whole else None
     for data, class_names in (("voc", VOC_CLASSES), ("coco", COCO_CLASSES)):
         with initialize_config_dir(str(CONF), version_base=None):
             texts = instantiate(compose(f"text/{data}").text, pretrained=None)
@@ -359,7 +369,7 @@ def _texts(file: File) -> Iterator[Row]:
             ]
             yield Row(f"text/names_{data}_{kind}", float(said != words), 0.0)
             yield labels(f"text/tokens_{data}_{kind}", tokenize(said, 77), file[f"text/tokens_{data}_{kind}"])
-            made = {f"text/features_{data}_{kind}": directions(tower, found[key])}
+            made = {f"text/features_{data}_{kind}": directions(tower, found[key])} if whole else {}
             yield from compared(real, file, made, REAL)
 
 

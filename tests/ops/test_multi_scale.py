@@ -90,6 +90,14 @@ def test_the_long_side_rule_comes_before_the_scales():
     assert net.sizes == [(72, 96), (36, 48)]
 
 
+def test_scales_are_made_of_the_resized_image_where_that_is_asked_for():
+    net, merge = Net(), MultiScaleSegmentation(scales=(1.0, 0.75), long_side=90, stepwise=True)
+    first = F.interpolate(IMAGE, (67, 90), mode="bilinear")
+    second = F.interpolate(first, (50, 67), mode="bilinear")
+    maps = [F.interpolate(net.conv(each), (48, 64), mode="bilinear") for each in (first, second)]
+    torch.testing.assert_close(merge.merged(net, IMAGE), torch.maximum(*maps))
+
+
 def test_logits_that_are_there_already_are_not_made_again():
     net = Net()
     merge = MultiScaleSegmentation(scales=(1.0, 0.5))

@@ -122,12 +122,9 @@ def check_tower(backbone: TimmViT) -> None:
     check_block(last)
     if not backbone.frozen:
         raise UserError("the backbone is to be trained, CLIP stays frozen here: set backbone.frozen=true")
-    quick = isinstance(backbone.blocks[-1].mlp.act, QuickGELU)
-    if str(backbone.source).endswith(".openai") and not quick:
-        need = "need vit_base_patch16_clip_quickgelu_224.openai"
-        raise UserError(
-            f"OpenAI's CLIP has QuickGELU, {need} or another *_clip_quickgelu_*: set backbone.name"
-        )
+    if str(backbone.source).endswith(".openai") and not isinstance(last.mlp.act, QuickGELU):
+        need = "need a name such as vit_base_patch16_clip_quickgelu_224.openai"
+        raise UserError(f"OpenAI's CLIP was trained with QuickGELU, {need}: set backbone.name")
 
 
 class CLIPLabeler(nn.Module):
@@ -157,16 +154,16 @@ class CLIPLabeler(nn.Module):
             encoded: a pass of it.
             classes: own classes.
             gate: (B, N, N), a learned affinity that chooses and weighs attention; see `layer_affinity`.
-            probability: (B, K, h, w), of a segmentation; a class's map is multiplied by its own.
+            probability: (B, K, h, w), of a segmentation; a class's map, inside its boxes, is multiplied by
+                its own.
         """
-        found = net.localize(encoded, classes)
-        cam = found.cam
+        found, weights = net.localize(encoded, classes), None
         if probability is not None:
             index = classes.channels.clamp(min=0)[:, :, None, None] + 1
-            cam = cam * probability.float().gather(1, index.expand(-1, -1, *cam.shape[-2:]))
+            weights = probability.float().gather(1, index.expand(-1, -1, *probability.shape[-2:]))
         attention = torch.stack([*(each.float() for each in encoded.attention), found.attention])
-        with torch.autocast(cam.device.type, enabled=False):
-            carried: Tensor = self.walk(cam, attention[:, :, 1:, 1:], gate)
+        with torch.autocast(attention.device.type, enabled=False):
+            carried: Tensor = self.walk(found.cam, attention[:, :, 1:, 1:], gate, weights)
         return carried
 
     @torch.no_grad()

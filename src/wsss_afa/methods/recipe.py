@@ -34,6 +34,7 @@ from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters
 from wsss_afa.methods.toco import released as toco
 from wsss_afa.methods.towers import pinned, weights_of, with_files
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
+from wsss_afa.methods.weclip import released as weclip
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
@@ -234,7 +235,11 @@ def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, 
     for mark, read in _PROGRAMS.items():
         if mark in state:
             recipe, renamed = read(state)
-            return recipe | {"class_names": class_names(len(renamed["classifier.weight"]))}, renamed
+            return recipe | {"class_names": class_names(len(renamed["decoder.predict.weight"]) - 1)}, renamed
+    if weclip.MARK in state:
+        names = class_names(len(state["decoder.linear_pred.weight"]) - 1)
+        recipe, renamed = weclip.released_weclip(state, names)
+        return recipe | {"class_names": names}, renamed
     return released_checkpoint(content)
 
 

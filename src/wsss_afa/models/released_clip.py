@@ -70,3 +70,24 @@ def clip_backbone(state: Mapping[str, Tensor], heads: int | None = None) -> dict
             **shape, "patch_size": patch, "img_size": side, "num_classes": len(state["backbone.head.weight"]),
         },
     }  # fmt: skip
+
+
+def dino_backbone(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Configuration of the frozen DINOv2, without registers, of renamed weights."""
+    patches, positions = state["dino.patch_embed.proj.weight"], state["dino.pos_embed"]
+    width, patch = len(patches), patches.shape[-1]
+    side = round((positions.shape[1] - 1) ** 0.5) * patch
+    depth = sum(key.startswith("dino.blocks.") and key.endswith(".norm1.weight") for key in state)
+    return {
+        "_target_": "wsss_afa.models.backbones.timm_vit.TimmViT",
+        "name": "vit_small_patch14_dinov2.lvd142m",
+        "pretrained": None,
+        "num_affinity_blocks": 0,
+        "frozen": True,
+        "positions": "bicubic_scale",
+        "fit": "resize",
+        "model_args": {
+            "embed_dim": width, "depth": depth, "num_heads": max(1, width // 64), "patch_size": patch,
+            "img_size": side,
+        },
+    }  # fmt: skip

@@ -107,13 +107,16 @@ class AttentionWalk(nn.Module):
         self.box_threshold, self.inclusive, self.rounds = box_threshold, inclusive, rounds
 
     @torch.no_grad()
-    def forward(self, maps: Tensor, attention: Tensor, gate: Tensor | None = None) -> Tensor:
+    def forward(
+        self, maps: Tensor, attention: Tensor, gate: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Maps (B, G, h, w) of [0, 1] on the token grid, carried along attention (L, B, N, N).
 
-        The ``gate`` (B, N, N) is as in `layer_affinity`. The result is at least 0; a map without a box
-        becomes 0.
+        The ``gate`` (B, N, N) is as in `layer_affinity`. With ``weights`` (B, G, h, w) the maps inside their
+        boxes are multiplied by them. The result is at least 0; a map without a box becomes 0.
         """
         steps = transition(layer_affinity(attention, gate), self.rounds)
         if self.box_threshold is not None:
             maps = maps * box_mask(maps, self.box_threshold, self.inclusive)
+        maps = maps if weights is None else maps * weights
         return (maps.flatten(2) @ steps.mT).view_as(maps)

@@ -40,6 +40,7 @@ class MultiScaleSegmentation(nn.Module):
         mean: of the image's normalisation, 0…255.
         std: of the image's normalisation, 0…255.
         merged_at: where maps are merged: ``image`` or ``first``, the grid of the first scale's logits.
+        stepwise: scales are made of the image that ``long_side`` has resized, instead of the image itself.
 
     Raises:
         UserError: A setting is out of its range.
@@ -50,7 +51,7 @@ class MultiScaleSegmentation(nn.Module):
         name: str = "plain", scales: Sequence[float] = (1.0,), mirror: bool = False, fusion: str = "max",
         long_side: int | None = None, crf: DenseCRF | None = None, mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD, mirror_fusion: str = "max", size: Sequence[int] | None = None,
-        merged_at: str = "image",
+        merged_at: str = "image", stepwise: bool = False,
     ):  # fmt: skip
         super().__init__()
         if not scales or min(scales) <= 0:
@@ -70,7 +71,7 @@ class MultiScaleSegmentation(nn.Module):
             raise UserError(f"{given}: need height and width, or a long side, or null for both")
         self.name, self.scales, self.mirror, self.fusion = name, tuple(scales), mirror, fusion
         self.mirror_fusion, self.long_side, self.crf = mirror_fusion, long_side, crf
-        self.merged_at = merged_at
+        self.merged_at, self.stepwise = merged_at, stepwise
         self.size = None if size is None else tuple(size)
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -99,7 +100,7 @@ class MultiScaleSegmentation(nn.Module):
         Maps have the size ``target`` (h, w), or that of the image.
         """
         target = image.shape[-2:] if target is None else target
-        merged, start = None, image if self.size is None else resize(image, self.size)
+        merged, start = None, self.start(image)
         for size in self.sizes(image.shape[-2:]):
             scaled = start if size == tuple(start.shape[-2:]) else resize(start, size)
             passed = known if known is not None and scaled is image else net.segment(scaled)
@@ -118,10 +119,20 @@ class MultiScaleSegmentation(nn.Module):
         merged = resize(merged, target)
         return merged / len(self.scales) if self.fusion == "mean_logits" else merged
 
+    def start(self, image: Tensor) -> Tensor:
+        """The image (B, 3, ·, ·) that scales are made of."""
+        if self.stepwise and self.long_side is not None:
+            size: Sequence[int] | None = scaled_size(image.shape[-2:], self.long_side / max(image.shape[-2:]))
+        else:
+            size = self.size
+        return image if size is None or tuple(size) == tuple(image.shape[-2:]) else resize(image, size)
+
     def sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Height and width of what is passed for an image of a size (H, W), one for each scale."""
         base = 1.0 if self.long_side is None else self.long_side / max(size)
         height, width = self.size or size
+        if self.stepwise and base != 1:
+            (height, width), base = scaled_size(size, base), 1.0
         return [
             (height, width) if factor == 1 else scaled_size((height, width), factor)
             for factor in (base * scale for scale in self.scales)

@@ -77,9 +77,10 @@ class WeCLIP(CLIPMethod):
         affinity_radius: int = 8, label_padding: bool = False, decoder_dim: int = 256,
         decoder_depth: int = 3, decoder_heads: int = 8, dropout: float = 0.1, shared_counts: bool = True,
     ):  # fmt: skip
+        directions = self.directions(backbone, class_names, texts)
         net = WeCLIPNet(
-            backbone, num_classes, self.directions(backbone, class_names, texts), dino, fused_blocks, logit_scale,
-            cam_input, decoder_dim, decoder_depth, decoder_heads, dropout,
+            backbone, num_classes, directions, dino, fused_blocks, logit_scale, cam_input, decoder_dim,
+            decoder_depth, decoder_heads, dropout,
         )  # fmt: skip
         super().__init__(net, num_classes, phases, weights, CLIPLabeler(walk, refine))
         self.check_phases("labels_from", labels_from)

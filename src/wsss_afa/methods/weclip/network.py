@@ -54,8 +54,8 @@ class WeCLIPNet(CLIPNet):
 
     def __init__(
         self, backbone: TimmViT, num_classes: int, texts: TextFeatures, dino: TimmViT | None = None,
-        fused_blocks: int | None = None, logit_scale: float = 100.0, cam_input: int = -2, decoder_dim: int = 256,
-        decoder_depth: int = 3, decoder_heads: int = 8, dropout: float = 0.1,
+        fused_blocks: int | None = None, logit_scale: float = 100.0, cam_input: int = -2,
+        decoder_dim: int = 256, decoder_depth: int = 3, decoder_heads: int = 8, dropout: float = 0.1,
     ):  # fmt: skip
         last = len(getattr(backbone, "blocks", ())) - 1  # is run apart
         count = last if fused_blocks is None else fused_blocks

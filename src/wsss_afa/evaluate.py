@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=… protocol=afa``."""
+"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=… protocol=afa``.
+
+A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,26 @@ from omegaconf import DictConfig
 from wsss_afa.callbacks.trainer import make_trainer
 from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.inference.match_data import match_data
-from wsss_afa.methods.recipe import load
+from wsss_afa.inference.open_method import STATIC, open_method
 
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
-    """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1]."""
-    method = load(cfg.ckpt, cfg.trust)
+    """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1].
+
+    Without a checkpoint the mIoU is of the labels that need no training.
+    """
     data: TaggedDataModule = instantiate(cfg.data)
-    match_data(data, method, cfg.ckpt, HydraConfig.get().overrides.task)
+    method = open_method(cfg, data, HydraConfig.get().overrides.task)
+    last = ["val/miou_crf", "val/miou_seg", "val/map_cls"]
+    if cfg.ckpt is None:
+        method.scored, cfg.ckpt = (STATIC,), f"method={HydraConfig.get().runtime.choices.method}"
+        last = [f"val/miou_{STATIC}", "val/map_cls"]
     data.setup("validate")
     method.protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
     trainer = make_trainer(cfg)
     scores = trainer.validate(method, datamodule=data, verbose=False)[0]
-    return next(scores[name] for name in ("val/miou_crf", "val/miou_seg", "val/map_cls") if name in scores)
+    return next(scores[name] for name in last if name in scores)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
 
+A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
 With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +24,9 @@ from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.errors import UserError, say
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
-from wsss_afa.inference.match_data import match_data
+from wsss_afa.inference.open_method import STATIC, open_method
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
-from wsss_afa.methods.recipe import load
+from wsss_afa.methods.towers import pin
 from wsss_afa.models.weights import weights_sha256
 
 _LOADING = (
@@ -48,13 +50,13 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
 def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
     """What labels depend on, in plain containers."""
     data = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    segments, crf = cfg.source == SEGMENTATION, source.protocol.crf
+    crf, recipe = source.protocol.crf, pin(source.method.recipe, source.method.net)
     return {
-        "source": cfg.source,
-        "background": None if segments else scores,
-        "protocol": source.protocol.extra_repr() if segments else None,
+        "source": source.source,
+        "background": scores if source.has_background else None,
+        "protocol": source.protocol.extra_repr() if source.source == SEGMENTATION else None,
         "crf": None if crf is None else crf.extra_repr(),
-        "checkpoint_sha256": weights_sha256(cfg.ckpt),
+        **({"untrained": recipe} if cfg.ckpt is None else {"checkpoint_sha256": weights_sha256(cfg.ckpt)}),
         "split": cfg.split,
         "data": {key: value for key, value in data.items() if key not in _LOADING},
         "class_names": source.method.recipe["class_names"],
@@ -77,11 +79,12 @@ def write(
     if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
         raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
     folder, coco = LabelFolder(cfg.out, of), "coco" in cfg.format
-    before = len(folder.names())
+    before, start = len(folder.names()), time.monotonic()
     trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        say("labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
+        pace = f", {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
+        say("labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0) + pace)
         if coco:
             say("labels", folder.root / COCO_FILE)
     return float(count)
@@ -91,8 +94,8 @@ def sweep(
     cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
     """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
-    if cfg.source == SEGMENTATION:
-        what = "sweep_thresholds=true: source=seg has no background score to vary"
+    if not source.has_background:
+        what = f"sweep_thresholds=true: source={source.source} has no background score to vary"
         raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
@@ -106,14 +109,14 @@ def sweep(
 @entry_point("pseudo_labels")
 def main(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
-    method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    match_data(data, method, cfg.ckpt, HydraConfig.get().overrides.task)
+    method = open_method(cfg, data, HydraConfig.get().overrides.task)
     chosen = choose_images(data, cfg.split, cfg.sweep_thresholds)
     images = WholeImages(chosen, data.eval_transform, data.num_workers, data.skip_broken)
     crf = cfg.dense_crf if cfg.crf else None
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
-    source = LabelSource(method, cfg.source, protocol)
+    chosen_source = cfg.source or ("affinity" if cfg.ckpt else STATIC)
+    source = LabelSource(method, chosen_source, protocol)
     scores = source.backgrounds(cfg.background)
     run = sweep if cfg.sweep_thresholds else write
     return run(cfg, source, scores, images, describe(cfg, source, scores))

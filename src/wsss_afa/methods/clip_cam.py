@@ -188,6 +188,8 @@ class CLIPMethod(Method):
         labeler: makes scores of GradCAM.
     """
 
+    scores_background = True
+
     def __init__(
         self, net: CLIPNet, num_classes: int, phases: Mapping[str, int],
         weights: Mapping[str, float | Mapping[str, float]], labeler: CLIPLabeler,

@@ -22,6 +22,7 @@ from typing import Any, TypedDict, cast
 import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
@@ -60,6 +61,18 @@ class Recipe(_Recipe, total=False):
 
     max_side: int | None
     """Pixels that training images were reduced to, the longer side; None or missing where they were not."""
+
+
+def make_recipe(cfg: DictConfig, class_names: Sequence[str]) -> Recipe:
+    """The recipe of a program's configuration, for data of these classes."""
+    parts = {
+        name: cast(dict[str, Any], OmegaConf.to_container(cfg[name], resolve=True))
+        for name in ("method", "backbone")
+    }
+    recipe = Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
+    if (side := cfg.data.get("max_side")) is not None:
+        recipe["max_side"] = side
+    return recipe
 
 
 def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:

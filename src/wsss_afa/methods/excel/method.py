@@ -62,7 +62,8 @@ class ExCEL(Method):
     """
 
     sources = SOURCES
-    scored = ("affinity",)
+    scored: tuple[str, ...] = ("affinity",)
+    scores_background = True
     export_heads: Mapping[str, Sequence[str]] = {"probability": ["fusion", "decoder"]}
     net: ExCELNet
 
@@ -128,9 +129,9 @@ class ExCEL(Method):
         """Logits of one pass of the resized images; with masks also labels along the learned affinity."""
         passed = self.labeler(self.net, self.labeler.resized(batch["image"]))
         logits, labels = self.net.decoder(passed.fused), {}
-        if "mask" in batch:
-            scores = self.labeler.scores(self.net, batch["image"], batch["class_label"], "affinity", passed)
-            labels["affinity"] = best_class(scores, own_classes(batch["class_label"]))
+        for source in self.scored if "mask" in batch else ():
+            scores = self.labeler.scores(self.net, batch["image"], batch["class_label"], source, passed)
+            labels[source] = best_class(scores, own_classes(batch["class_label"]))
         return Evaluation(self.net.class_logits(passed.encoded), logits, labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:

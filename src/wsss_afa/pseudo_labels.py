@@ -84,7 +84,9 @@ def write(
     count = len(folder.names())
     if trainer.is_global_zero:
         pace = f", {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
-        say("labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0) + pace)
+        say(
+            "labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0) + pace
+        )
         if coco:
             say("labels", folder.root / COCO_FILE)
     return float(count)

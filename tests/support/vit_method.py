@@ -24,14 +24,17 @@ TINY = (
 
 
 @functools.cache
-def _compose(overrides: tuple[str, ...]) -> DictConfig:
+def _compose(overrides: tuple[str, ...], small: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base=None):
-        return compose("train", overrides=[*TINY, *overrides])
+        return compose("train", overrides=[*small, *overrides])
 
 
-def method_of(*overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), seed: int = 0) -> Method:
+def method_of(
+    *overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), seed: int = 0,
+    small: tuple[str, ...] = TINY,
+) -> Method:  # fmt: skip
     """The method that training would build, in training mode, with its optimiser's recipe."""
-    cfg = _compose(overrides)
+    cfg = _compose(overrides, small)
     torch.manual_seed(seed)
     method = build(make_recipe(cfg, tuple(classes)), trust=None)
     method.optim = instantiate(cfg.optim)

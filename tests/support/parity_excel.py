@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity_rows import File, Row, compared, complete, norms, part, real, relative, settings, state_of
+from parity_rows import File, Row, compared, complete, norms, real, relative, settings, state_of
 from parity_rows import labels as label_row
 from wsss_afa.methods.excel.method import ExCEL
 from wsss_afa.methods.excel.pseudo_labels import Pass
-from wsss_afa.methods.excel.released import rename_excel
 from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.models.backbones.patches import resize_positions
 from wsss_afa.models.backbones.timm_vit import TimmViT
+from wsss_afa.models.released_clip import rename_clip, text_weights
 from wsss_afa.models.text import ClassTexts, text_tower
 from wsss_afa.ops.affinity import affinity_label, radius_mask
 from wsss_afa.ops.attention_walk import AttentionWalk, box_mask, kept_layers, layer_affinity, transition
@@ -77,9 +77,8 @@ def build(meta: dict[str, Any], file: File) -> ExCEL:
         decoder_dim=meta["embedding_dim"],
         dropout=0.0,
     )
-    state = rename_excel(state_of(file))
-    native = torch.from_numpy(file["in/positional_embedding_native"])[None]
-    state |= {"backbone.pos_embed": native, "backbone.head.bias": torch.zeros(meta["clip_dim"])}
+    state = rename_clip(state_of(file))
+    state["backbone.pos_embed"] = torch.from_numpy(file["in/positional_embedding_native"])[None]
     state["texts"] = _texts(meta, file)["text/aggregated"].T
     method.net.load_state_dict(state)
     return method
@@ -111,9 +110,7 @@ def compare_step(file: File) -> Iterator[Row]:
 @torch.no_grad()
 def _texts(meta: dict[str, Any], file: File) -> dict[str, Tensor]:
     """Directions of the texts' tokens before and after enrichment."""
-    prefix = "encoder."
-    state = {key.removeprefix(prefix): v for key, v in state_of(file).items() if key.startswith(prefix)}
-    tower = text_tower({key: v for key, v in state.items() if "visual" not in key}, meta["text_heads"])
+    tower = text_tower(text_weights(state_of(file)), meta["text_heads"])
     texts = F.normalize(tower(torch.from_numpy(file["text/tokens"]).long()), dim=-1)
     count, bank = len(meta["names"]), torch.from_numpy(file["text/attributes"]).T
     enriched = torch.cat([enrich(texts[:count], bank, 1 - meta["text_keep"]), texts[count:]])
@@ -232,7 +229,12 @@ def _segmentation(method: ExCEL, meta: dict[str, Any], image: Tensor) -> Tensor:
         own = [scale for scale in meta["scales"] if mirror == (scale != 1 or meta["mirror_scale_1"])]
         if own:
             protocol = MultiScaleSegmentation(
-                scales=own, mirror=mirror, size=[meta["crop"]] * 2, fusion="mean_logits", mirror_fusion="mean"
+                scales=own,
+                mirror=mirror,
+                size=[meta["crop"]] * 2,
+                scaled_from="image",
+                fusion="mean_logits",
+                mirror_fusion="mean",
             )
             total = total + len(own) * protocol.merged(method, image)
     return total / len(meta["scales"])
@@ -280,6 +282,7 @@ def _steps(method: ExCEL, batch: Batch, file: File) -> Iterator[Row]:
 
 def released_names(file: File) -> dict[str, list[str]]:
     """Released name → ours, by sending numbered tensors through the renamer."""
-    trained = [name for name in part(file, "state") if name.startswith("decoder")]
-    numbered = {name: torch.full((1,), float(i)) for i, name in enumerate(trained)}
-    return {trained[int(value)]: [name] for name, value in rename_excel(numbered).items()}
+    numbered = {name: torch.full((1, 1), float(i)) for i, name in enumerate(state_of(file))}
+    renamed = rename_clip(numbered).items()
+    released = list(numbered)
+    return {released[int(value)]: [name] for name, value in renamed if name.startswith(("fusion", "decoder"))}

@@ -146,7 +146,7 @@ class ClassTexts(nn.Module):
         try:
             tower = text_tower(read_weights(source))
         except UserError as error:
-            raise UserError(f"method.texts.pretrained={source}: {error}") from None
+            raise UserError(f"method.texts.pretrained: {error}") from None
         say("texts", f"reading {sum(map(len, texts.values()))} texts once, with {source}")
         found = TextFeatures(*(directions(tower, texts[name]) for name in TextFeatures._fields))
         about = {"weights": source, "sha256": weights_sha256(source), "texts": json.dumps(texts)}

@@ -63,6 +63,7 @@ class ExCEL(Method):
 
     sources = SOURCES
     scored = ("affinity",)
+    export_heads: Mapping[str, Sequence[str]] = {"probability": ["fusion", "decoder"]}
     net: ExCELNet
 
     def __init__(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from wsss_afa.cli.entry_point import entry_point
+from wsss_afa.cli.run_folder import hold
 from wsss_afa.data.archive import unpack
 from wsss_afa.data.download import Source
 from wsss_afa.data.official import MANIFEST, fetch, find, read_manifest, survey, write_manifest
@@ -42,6 +43,16 @@ def make(cfg: DictConfig, root: Path) -> dict[str, Any]:
     return manifest
 
 
+def alone(cfg: DictConfig, root: Path) -> dict[str, Any]:
+    """Make it while no other process does; a second one is told who is there."""
+    lock = root.with_name(f".{root.name}.lock")
+    hold(root, lock, "root")
+    try:
+        return make(cfg, root)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
 def report(cfg: DictConfig, root: Path, manifest: dict[str, Any]) -> None:
     """Print what there is and the command that trains on it."""
     if cfg.dataset.categories:
@@ -61,7 +72,7 @@ def main(cfg: DictConfig) -> float:
     name, root = cfg.dataset.name, Path(cfg.root).expanduser()
     manifest = read_manifest(root, name)
     if manifest is None:
-        manifest = make(cfg, root)
+        manifest = alone(cfg, root)
     else:
         print(f"{root} holds {name}, {manifest['images']} images: nothing to do")
     return float(manifest["images"])

@@ -15,7 +15,7 @@ from wsss_afa.methods.recipe import load
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
-    """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1]."""
+    """Score the validation split; return the last map's mIoU, without masks the agreement with the tags."""
     method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
     match_data(data, method, cfg.ckpt, HydraConfig.get().overrides.task)
@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float:
     method.protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
     trainer = make_trainer(cfg)
     scores = trainer.validate(method, datamodule=data, verbose=False)[0]
-    return next(scores[name] for name in ("val/miou_crf", "val/miou_seg", "val/map_cls") if name in scores)
+    return next(scores[name] for name in ("val/miou_crf", "val/miou_seg", "val/agreement") if name in scores)
 
 
 if __name__ == "__main__":

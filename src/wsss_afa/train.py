@@ -87,7 +87,7 @@ def main(cfg: DictConfig) -> float:
     if cfg.compile:
         method.compile_network()
     if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
-        cfg.callbacks.best.monitor = "val/map_cls"
+        cfg.callbacks.best.monitor = "val/agreement"
     hydra = HydraConfig.get()
     summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
     trainer = make_trainer(

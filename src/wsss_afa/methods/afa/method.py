@@ -90,6 +90,11 @@ class AFA(Method):
             self.phases = tuple(phase for phase in self.phases if phase.name != "propagation")
             self.sources = ("cam", "par")  # nothing has taught affinity
 
+    @property
+    def segmentation_step(self) -> int:
+        """First step of the second phase: the first has no other loss than the classification's."""
+        return self.phases[1].first
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One pass and the losses of this phase; later parts are not computed before their phase."""
         phase = self.phase(step)

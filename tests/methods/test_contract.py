@@ -20,7 +20,7 @@ from wsss_afa import evaluate, export, predict, pseudo_labels, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.inference.label_source import SEGMENTATION
 from wsss_afa.methods.recipe import build, load
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The dirpath has changed")]
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))

@@ -270,12 +270,6 @@ def test_own_sources_have_titles():
     ]  # fmt: skip
 
 
-def test_seeds_stay_on_the_cpu():
-    batch = {"image": torch.zeros(1, 3, 2, 2), "seed": torch.tensor([7]), "name": ["a"]}
-    moved = Toy().transfer_batch_to_device(batch, torch.device("meta"), 0)
-    assert (moved["image"].device.type, moved["seed"].tolist(), moved["name"]) == ("meta", [7], ["a"])
-
-
 def test_the_segmentation_is_trained_from_its_first_weight_on():
     assert Toy().segmentation_step == 0
     assert Toy(weights={"cls": 1.0, "seg": {"late": 0.25}}).segmentation_step == 2

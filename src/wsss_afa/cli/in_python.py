@@ -19,19 +19,20 @@ class Run(NamedTuple):
     folder: Path
     """The run's, with its files; README lists them."""
     scores: dict[str, Any]
-    """By name, such as ``val/miou_seg``, in percent; those of the best validation, or of the evaluation."""
+    """By name, such as ``val/miou_seg``, in percent: of the best validation, or the last if none counted."""
 
     @property
     def checkpoint(self) -> Path:
-        """The best checkpoint of a training."""
-        return self.folder / "checkpoints" / "best.ckpt"
+        """The best checkpoint of a training, or its last one where no validation counted."""
+        best = self.folder / "checkpoints" / "best.ckpt"
+        return best if best.is_file() else best.with_name("last.ckpt")
 
 
 def read_run(folder: Path) -> Run:
     """The run of a folder; one without validations has no scores."""
     path = folder / "metrics.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return Run(folder, record.get("best", record))
+    return Run(folder, record.get("best") or record.get("last", record))
 
 
 def setting(name: str, value: object) -> str:

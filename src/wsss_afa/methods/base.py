@@ -222,12 +222,6 @@ class Method(L.LightningModule):
             raise UserError(f"the loss {missing[0]} has no weight: set method.weights.{missing[0]}=1")
         return torch.stack([self.weight(name, step) * term for name, term in terms.items()]).sum()
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move all but the seeds, which are read on the CPU."""
-        seed = {name: value for name, value in batch.items() if name == "seed"}
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return cast(Batch, {**moved, **seed})
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, then `after_step`: once, however many micro-batches the step has."""
         super().optimizer_step(*args, **kwargs)

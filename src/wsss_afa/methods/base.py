@@ -129,7 +129,10 @@ class Method(L.LightningModule):
         return cast(Network, self.net).segment(image)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Class and segmentation logits, and labels of the sources in `scored` where the batch has masks."""
+        """Class and segmentation logits, and labels of the sources in `scored`.
+
+        The first of these is what the segmentation is held against where there are no masks.
+        """
         return Evaluation(self.classify(batch["image"]), self.segment(batch["image"]), {})
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
@@ -241,7 +244,8 @@ class Method(L.LightningModule):
         for source, label in labels.items():
             self.scores[source].update(label, mask)
         self.average_precision.update(found.class_logits.float(), batch["class_label"].int())
-        self.agreement.update(labels["seg"], batch["class_label"])
+        made = found.labels.get(self.scored[0]) if self.scored else None
+        self.agreement.update(labels["seg"], batch["class_label"], made)
         return labels
 
     @property

@@ -20,6 +20,11 @@ SMALL = {
     "TimmViT": ["backbone.name=vit_tiny_patch16_224", "++backbone.model_args={embed_dim: 24, num_heads: 2}"],
 }
 """Of each kind of backbone."""
+CLIP = [
+    "++backbone.model_args={embed_dim: 24, depth: 12, num_heads: 2, num_classes: 8}",
+    "method.texts.pretrained=null",
+]
+"""Of methods that have texts, whose backbone keeps its name."""
 
 
 def compose(*overrides):
@@ -41,7 +46,7 @@ def base_of(experiment):
     overrides = []
     for entry in experiment.pop("defaults", []):
         if isinstance(entry, dict):
-            overrides += [f"{key.split('/')[-1]}={value}" for key, value in entry.items()]
+            overrides += [f"{key.rpartition(' /')[-1]}={value}" for key, value in entry.items()]
         elif entry != "_self_":
             overrides.append(f"+experiment={entry}")
     return overrides
@@ -61,8 +66,9 @@ def test_every_line_of_an_experiment_changes_something(name):
 def test_the_method_of_an_experiment_is_built(name):
     """With the losses and the optimiser that it names, and parameters of every group that they train."""
     experiment = f"+experiment={name}"
-    kind = compose(experiment).backbone._target_.rpartition(".")[-1]
-    cfg = compose(experiment, "backbone.pretrained=null", *SMALL[kind])
+    cfg = compose(experiment)
+    small = CLIP if "texts" in cfg.method else SMALL[cfg.backbone._target_.rpartition(".")[-1]]
+    cfg = compose(experiment, "backbone.pretrained=null", *small)
     method = build(make_recipe(cfg, ("a", "b")), trust=None)
     groups = {group["name"] for group in instantiate(cfg.optim)(method.parameter_kinds())[0].param_groups}
     assert groups == {"encoder", "norm", "head", "decoder"}

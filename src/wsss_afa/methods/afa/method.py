@@ -53,7 +53,9 @@ class AFA(Method):
     """
 
     sources: tuple[str, ...] = ("cam", "par", "affinity")
-    export_heads: Mapping[str, str] = {"probability": "decoder", "cam": "classifier", "score": "classifier"}
+    export_heads: Mapping[str, Sequence[str]] = {
+        "probability": ["decoder"], "cam": ["classifier"], "score": ["classifier"],
+    }  # fmt: skip
     net: AFANet
 
     def __init__(

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.methods.recipe import build
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))

@@ -23,7 +23,7 @@ from wsss_afa.methods.recipe import build
 from wsss_afa.ops.affinity import affinity_label
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.random_walk import propagate
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 from wsss_afa.types import Batch
 
 DEVICE = "cuda"

@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor, nn
 
-from wsss_afa import train
 from wsss_afa.errors import UserError
 from wsss_afa.inference.exportable import Exportable, make_program
 from wsss_afa.inference.predictor import Predictor
@@ -24,6 +23,7 @@ from wsss_afa.methods.afa.classifiers import PooledClassifier, PositionClassifie
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build
 from wsss_afa.models.decoders import LargeFOV
+from wsss_afa.programs.train import make_recipe
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = [
@@ -39,7 +39,7 @@ def make(*overrides: str) -> Method:
     torch.manual_seed(0)
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("train", overrides=[*TINY, *overrides])
-    method = build(train.make_recipe(cfg, ("cat", "dog", "car")), trust=None)
+    method = build(make_recipe(cfg, ("cat", "dog", "car")), trust=None)
     method.optim = instantiate(cfg.optim)
     return method
 

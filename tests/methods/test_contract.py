@@ -10,15 +10,17 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
+from fake_cuda import FakeCuda, FakeTensorMode, move_to_gpu, on_gpu
 from quiet import QUIET
 from two_processes import run_as_two
 from wsss_afa import evaluate, export, predict, pseudo_labels, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.inference.label_source import SEGMENTATION
 from wsss_afa.methods.recipe import build, load
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The dirpath has changed")]
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))
@@ -247,3 +249,27 @@ def test_its_file_runs_without_the_library(trained, program, tmp_path, monkeypat
     with torch.no_grad():
         expected = method.protocol.probabilities(method, (torch.from_numpy(rgb).float() - mean) / std)
     np.testing.assert_allclose(found["probability"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", sorted(CHOICES))
+def test_a_gpu_is_left_to_itself(choice, labels):
+    """No tensor of a step or an evaluation is left on the CPU, and a step waits for the GPU once at most."""
+    cfg = compose(*tiny(choice), "data.batch_size=2", "data.num_workers=0")
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    data.setup("validate")
+    method = build(make_recipe(cfg, data.class_names), trust=None)
+    data.normalize(method.mean, method.std, method.augmentation)
+    if method.needs_labels:
+        data.use_labels(labels)
+    training, validation = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    method.setup("validate")
+    with FakeTensorMode(), FakeCuda() as gpu:
+        move_to_gpu(method)
+        for phase in method.phases:
+            gpu.waits.clear()
+            total = method.total(method.losses(on_gpu(training), phase.first), phase.first)
+            assert total.device.type == "cuda"
+            assert gpu.waits.total() <= 1, f"{phase.name}: {gpu.waits}"
+        found = method.eval().validation_step(on_gpu(validation), 0)
+        assert {label.device.type for label in found.values()} == {"cuda"}

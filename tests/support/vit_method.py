@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 from wsss_afa.types import Batch
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -20,6 +20,7 @@ from wsss_afa import evaluate, export, predict, pseudo_labels, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.inference.label_source import SEGMENTATION
 from wsss_afa.methods.recipe import build, load
+from wsss_afa.ops.affinity import radius_mask
 from wsss_afa.programs.train import make_recipe
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The dirpath has changed")]
@@ -54,9 +55,15 @@ SMALL = {
         "optim.head_multiplier=1",
         "optim.decoder_multiplier=1",
     ],
+    "clip_es": ["~method.decoder_dim", "method.layers=3"],
     "more": [],
+    "weclip": ["method.layers={static: 2, affinity: 3}", "method.dropout=0"],
+    "weclip_plus": [
+        "method.layers={static: 2, affinity: 3}", "method.dropout=0", "method.dino.pretrained=null",
+        "++method.dino.model_args={embed_dim: 24, depth: 2, num_heads: 2}",
+    ],
     "toco": ["method.projection={hidden: 32, bottleneck: 8, outputs: 24}", "method.crops.side=32"],
-}
+}  # fmt: skip
 """Small parts of single methods."""
 CHOICES = {name: [f"method={name}"] for name in METHODS} | {
     "afa_on_frozen_vit": [
@@ -264,6 +271,7 @@ def test_a_gpu_is_left_to_itself(choice, labels):
         data.use_labels(labels)
     training, validation = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
     method.setup("validate")
+    radius_mask.cache_clear()  # of another method's tensors without numbers
     with FakeTensorMode(), FakeCuda() as gpu:
         move_to_gpu(method)
         for phase in method.phases:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from wsss_afa.ops.attention_walk import (
     AttentionWalk,
     box_mask,
-    connected_groups,
     kept_layers,
     label_scores,
     layer_affinity,
@@ -141,35 +138,3 @@ def test_scores_of_labels():
     torch.testing.assert_close(scores[0, 0], 1 - own.amax(0))
     assert scores[1, 0].eq(1).all()
     assert scores[1, 1:].eq(0).all()
-
-
-def maze(side, seed):
-    """Corridors of one cell between walls of one cell, all of which are connected."""
-    rng, on, path = np.random.default_rng(seed), np.zeros((side, side), bool), [(0, 0)]
-    on[0, 0] = True
-    while path:
-        row, column = path[-1]
-        steps = [(row + y, column + x, y, x) for y, x in ((0, 2), (0, -2), (2, 0), (-2, 0))]
-        ways = [each for each in steps if min(each[:2]) >= 0 and max(each[:2]) < side and not on[each[:2]]]
-        if not ways:
-            path.pop()
-            continue
-        row, column, y, x = ways[rng.integers(len(ways))]
-        on[row, column] = on[row - y // 2, column - x // 2] = True
-        path.append((row, column))
-    return on
-
-
-@pytest.mark.parametrize("side", [1, 2, 7, 21, 63])
-def test_groups_are_those_of_scipy_however_long_their_ways(side):
-    rng = np.random.default_rng(side)
-    snake = np.zeros((side, side), bool)
-    snake[::2], snake[1::4, -1], snake[3::4, 0] = True, True, True
-    maps = [rng.random((side, side)) < share for share in (0, 0.2, 0.35, 0.4, 0.5, 1)]
-    mazes = [maze(side, seed) for seed in range(3)]
-    maps += [snake, snake.T, snake[::-1, ::-1], *mazes, *(each[::-1] for each in mazes)]
-    found = connected_groups(torch.from_numpy(np.stack(maps)))[:, :-1].view(-1, side, side).numpy()
-    for on, groups in zip(maps, found, strict=True):
-        expected, count = ndimage.label(on, np.ones((3, 3)))
-        first = [side**2, *(np.flatnonzero(expected == index + 1)[0] for index in range(count))]
-        np.testing.assert_array_equal(groups, np.array(first)[expected])

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
 from wsss_afa.ops.images import resize
 from wsss_afa.ops.labels import OwnClasses
+
+_WITHIN_A_MAP = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
+"""Neighbours of a cell in a stack of maps: the eight of its own map."""
 
 
 def kept_layers(attention: Tensor) -> Tensor:
@@ -69,43 +73,12 @@ def box_mask(maps: Tensor, threshold: float, inclusive: bool = False) -> Tensor:
     """
     levels = (255 * maps).floor()
     on = levels > (threshold * levels.amax((-2, -1), keepdim=True).double()).floor()
-    groups, (height, width) = connected_groups(on.flatten(0, 1)), maps.shape[-2:]
-    cell = torch.arange(height * width, device=maps.device)
-    sides = []
-    for side, place in ((height, cell // width), (width, cell % width)):
-        first, last = (_over_group(groups, place, way)[:, :-1, None] for way in ("amin", "amax"))
-        end = last + 1 if inclusive else (last + 1).clamp(max=side - 1)
-        line = torch.arange(side, device=maps.device)
-        sides.append((line >= first) & (line < end))  # (n, N, side): of each cell's box
-    rows = sides[0] & on.flatten(0, 1).flatten(1)[:, :, None]
-    return (rows.mT.float() @ sides[1].float() > 0).view_as(on)
-
-
-def connected_groups(on: Tensor) -> Tensor:
-    """The first cell, row by row, of the group of each cell that is on: (n, N + 1) int64 of maps (n, h, w).
-
-    Cells touch at sides and corners. Cells that are off, and a last one more, have N. Each cell points to a
-    smaller one of its group, and to where that one points, until all point to the first (FastSV, arXiv
-    1910.05971). The number of rounds is fixed, so that a GPU is not waited for.
-    """
-    (count, height, width), size = on.shape, on.shape[1] * on.shape[2]
-    cells, off = torch.arange(size + 1, device=on.device), F.pad(~on.flatten(1), (0, 1), value=True)
-    parent = torch.where(off, size, cells)
-    for _ in range(2 * size.bit_length()):
-        onward = parent.gather(1, parent)
-        grid = -onward[:, :-1].view(count, 1, height, width).float()
-        least = -F.max_pool2d(grid, 3, stride=1, padding=1).flatten(1)  # of all neighbours
-        least = F.pad(least.long(), (0, 1), value=size).masked_fill(off, size)
-        hooked = parent.scatter_reduce(1, parent, least, "amin")
-        parent = torch.minimum(torch.minimum(hooked, least), onward)
-    return parent
-
-
-def _over_group(groups: Tensor, values: Tensor, way: str) -> Tensor:
-    """The least or the largest of values (N,) of cells in each cell's group, (n, N + 1)."""
-    spread = F.pad(values, (0, 1)).expand(len(groups), -1)
-    found = torch.zeros_like(groups).scatter_reduce(1, groups, spread, way, include_self=False)
-    return found.gather(1, groups)
+    groups, _ = ndimage.label(on.flatten(0, 1).cpu().numpy(), _WITHIN_A_MAP)
+    mask, cut = np.zeros(groups.shape, bool), 0 if inclusive else 1
+    height, width = (side - cut for side in groups.shape[1:])
+    for index, rows, columns in ndimage.find_objects(groups):
+        mask[index, rows.start : min(rows.stop, height), columns.start : min(columns.stop, width)] = True
+    return torch.from_numpy(mask).to(maps.device).view_as(on)
 
 
 def label_scores(maps: Tensor, classes: OwnClasses, size: Sequence[int]) -> Tensor:

@@ -54,7 +54,7 @@ from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build
 from wsss_afa.ops.par import PixelAdaptiveRefinement
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 from wsss_afa.types import Batch
 
 ROOT = Path(__file__).resolve().parents[1]

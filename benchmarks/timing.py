@@ -16,7 +16,7 @@ from torch.utils.benchmark import Measurement, Timer
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.methods import recipe
 from wsss_afa.methods.base import Method
-from wsss_afa.train import make_recipe
+from wsss_afa.programs.train import make_recipe
 from wsss_afa.types import Batch
 
 Run = Callable[[], Any]

@@ -53,7 +53,7 @@ SMALL = [
 
 
 _SERVER = multiprocessing.get_context("forkserver")  # imports once, and forks before torch has any threads
-_SERVER.set_forkserver_preload(["wsss_afa.train"])
+_SERVER.set_forkserver_preload(["wsss_afa.programs.train"])
 
 
 def launch(folder: Path, *overrides: str, before: Callable[[], object] = print) -> ForkServerProcess:

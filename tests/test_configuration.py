@@ -10,8 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.methods.recipe import build
-from wsss_afa.train import make_recipe
+from wsss_afa.methods.recipe import build, make_recipe
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))

@@ -211,6 +211,9 @@ def test_the_tree_of_the_package_is_as_drawn():
 # Commands
 
 
+COMMAND = r"(?:-m wsss_afa\.|wsss-afa (?=[a-z_]+ [^ ]*=))([a-z_]+)([^`]*)"
+
+
 def lines_of(path):
     """Lines that may hold a command: of a YAML file the indented comments, of the others all."""
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -227,7 +230,7 @@ def commands():
     files = [*PAGES, *sorted(CONF.rglob("*.yaml")), *sorted(PACKAGE.rglob("*.py")), ROOT / "Makefile"]
     for path in [*files, *sorted(ROOT.glob("notebooks/*.ipynb"))]:
         for line in lines_of(path):
-            for program, arguments in re.findall(r"-m wsss_afa\.([a-z_]+)([^`]*)", line):
+            for program, arguments in re.findall(COMMAND, line):
                 arguments = arguments.replace("\\n", "")
                 settings = [each for each in overrides_of(arguments) if not each.startswith(PLACES)]
                 key = (program, *settings, *(word for word in arguments.split() if word.startswith("-")))

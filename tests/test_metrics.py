@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score
 
 import wsss_afa.metrics
-from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision, describe_labels
+from wsss_afa.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision, describe_labels
 from wsss_afa.types import PseudoLabels
 
 K = 5
@@ -158,3 +158,31 @@ def test_example():
     result = doctest.testmod(wsss_afa.metrics)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_agreement_equals_a_loop_over_classes():
+    rng = torch.Generator().manual_seed(0)
+    labels, tags = torch.randint(0, 4, (6, 5, 9), generator=rng), torch.randint(0, 2, (6, 4), generator=rng)
+    tags[:, 1] = 0  # no image has the second class, though pixels are given to it
+    labels[tags[:, 0] == 1] = labels[tags[:, 0] == 1].masked_fill(labels[tags[:, 0] == 1] == 1, 0)
+    labels[0, 0, 0], tags[0, 0] = 1, 1  # one pixel of 45 is enough
+    metric, scores = TagAgreement(num_classes=4), []
+    for start in (0, 4):
+        metric.update(labels[start : start + 4], tags[start : start + 4])
+    for c in (0, 2, 3):
+        right = sum((label == c + 1).sum().item() for label, tag in zip(labels, tags, strict=True) if tag[c])
+        given = (labels == c + 1).sum().item()
+        found = [
+            (label == c + 1).float().mean().item() >= 0.01
+            for label, tag in zip(labels, tags, strict=True)
+            if tag[c]
+        ]
+        precision, recall = right / max(given, 1), sum(found) / len(found)
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    of_tags = np.mean(scores)
+    assert metric.compute().item() == pytest.approx(of_tags)
+    made = torch.where(tags[:, 0, None, None] == 1, 1, 0).expand_as(labels)
+    metric.reset()
+    metric.update(labels, tags, made)
+    iou = jaccard_score(made.flatten(), labels.flatten(), labels=[0, 1], average="macro")
+    assert metric.compute().item() == pytest.approx((of_tags + iou) / 2)

@@ -33,7 +33,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.methods.recipe import build, load
 from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
 from wsss_afa.models.weights import read_weights
-from wsss_afa.prepare import read_manifest as read_preparation
+from wsss_afa.programs.prepare import read_manifest as read_preparation
 
 SOURCE = Path(__file__).parents[1] / "src" / "wsss_afa"
 SOURCES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from settings import CONF, ROOT, ConfigFile
 
 PACKAGE = ROOT / "src" / "wsss_afa"
 FOLDERS = {
-    "": "Programs, and what all parts share",
+    "": "Commands, and what all parts share",
+    "programs": "What the commands do",
     "methods": "Methods",
     "losses": "Losses",
     "ops": "Mathematics without parameters",
@@ -29,20 +29,18 @@ FOLDERS = {
 
 def programs() -> str:
     """Every entry point and its own settings."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    commands = {target.split(":")[0]: name for name, target in project["scripts"].items()}
     parts = [
         "# Programs",
-        "A program is run as `python -m wsss_afa.NAME`, or as the command below it. `group=file` chooses the "
+        "A program is run as `wsss-afa NAME`, or as `python -m wsss_afa.NAME`. `group=file` chooses the "
         "file of a group, and `name=value` changes a setting. A setting of `???` must be given. "
         "`--help` lists groups and settings, and `--cfg job` prints the composed configuration. "
         "`--config-dir DIR` adds [a folder of your own settings](adding_a_method.md#the-commands).",
     ]
     for file in settings.programs():
-        module = f"wsss_afa.{file.path.stem}"
+        name = file.path.stem
         parts += [
-            f"## {file.path.stem}",
-            f"`python -m {module}` · `{commands[module]}` · [`{module}`](api/{module}.md)",
+            f"## {name}",
+            f"`wsss-afa {name}` · [`wsss_afa.programs.{name}`](api/wsss_afa.programs.{name}.md)",
         ]
         parts += [_header(file), _groups(file), _table(file)]
     return _join(parts)

@@ -1,38 +1,43 @@
-"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=… protocol=afa``.
-
-A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
-"""
+"""Evaluate a checkpoint: ``wsss-afa evaluate ckpt=FILE``, or ``wsss_afa.evaluate(FILE)`` in Python."""
 
 from __future__ import annotations
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from collections.abc import Sequence
+from pathlib import Path
+
 from omegaconf import DictConfig
 
-from wsss_afa.callbacks.trainer import make_trainer
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.inference.open_method import STATIC, open_method
+from wsss_afa.cli.in_python import Run, in_folder, let_call, read_run, setting
 
 
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
-    """Score the validation split; return the last map's mIoU, or without masks the mAP, in [0, 1].
+    """Score the validation split; return the last map's mIoU, without masks the agreement with the tags."""
+    from wsss_afa.programs import evaluate
 
-    Without a checkpoint the mIoU is of the labels that need no training.
+    return evaluate.run(cfg)
+
+
+def evaluate(checkpoint: str | Path, overrides: Sequence[str] = (), folder: str | Path | None = None) -> Run:
+    """Evaluate a checkpoint as the command ``wsss-afa evaluate`` does, in this process, on one device.
+
+    Args:
+        checkpoint: A file that training wrote, or one that the authors of a method released.
+        overrides: Settings as on the command line, such as ``["data=voc", "data.root=VOC2012"]``.
+        folder: Of the results, among them ``report.html``; None makes a new folder in ``runs/evaluate``.
+
+    Returns:
+        The folder of the results, and the scores.
+
+    Raises:
+        UserError: A setting, the checkpoint or the data is wrong; the line says what to do.
     """
-    data: TaggedDataModule = instantiate(cfg.data)
-    method = open_method(cfg, data, HydraConfig.get().overrides.task)
-    last = ["val/miou_crf", "val/miou_seg", "val/map_cls"]
-    if cfg.ckpt is None:
-        method.scored, cfg.ckpt = (STATIC,), f"method={HydraConfig.get().runtime.choices.method}"
-        last = [f"val/miou_{STATIC}", "val/map_cls"]
-    data.setup("validate")
-    method.protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
-    trainer = make_trainer(cfg)
-    scores = trainer.validate(method, datamodule=data, verbose=False)[0]
-    return next(scores[name] for name in last if name in scores)
+    words = [setting("ckpt", checkpoint), "trainer.devices=1", *overrides, *in_folder(folder)]
+    return read_run(main.in_python(words))
 
+
+let_call(__name__, evaluate)
 
 if __name__ == "__main__":
     main()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.data.shard_writer import pack
 
 
 @entry_point("shard")
 def main(cfg: DictConfig) -> float:
     """Write the shards and return the number of images in them."""
-    return float(pack(instantiate(cfg.data), Path(cfg.out).expanduser(), cfg.shards, list(cfg.splits)))
+    from wsss_afa.programs import shard
+
+    return shard.run(cfg)
 
 
 if __name__ == "__main__":

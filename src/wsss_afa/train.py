@@ -1,89 +1,46 @@
-"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or another file of ``conf/experiment``)."""
+"""Train: ``wsss-afa train +experiment=synthetic``, or ``wsss_afa.train("synthetic")`` in Python."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
-import lightning as L
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from wsss_afa.callbacks.binding import RunData, binding_settings
-from wsss_afa.callbacks.dashboard import Dashboard
-from wsss_afa.callbacks.progress import Summary
-from wsss_afa.callbacks.reproducibility import RunRecord
-from wsss_afa.callbacks.resume import resume_point
-from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
 from wsss_afa.cli.entry_point import entry_point
-from wsss_afa.cli.memory import keep_freed_memory
-from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.errors import UserError, printable
-from wsss_afa.methods.base import Method
-from wsss_afa.methods.recipe import build, make_recipe
-
-
-def use_labels(cfg: DictConfig, data: TaggedDataModule, method: Method) -> None:
-    """Give the training images the labels of the folder ``labels``, for a method that learns from them.
-
-    Raises:
-        UserError: There is a folder but no such method, it does not fit the data, or none is named.
-    """
-    if method.needs_labels:
-        if cfg.labels is None:
-            raise UserError("method=supervised has no labels to learn from: name their folder, labels=DIR")
-        data.use_labels(cfg.labels)
-    elif cfg.labels is not None:
-        raise UserError(
-            f"labels={cfg.labels}: this run makes its labels itself; add +experiment=second_stage"
-        )
-
-
-def best_score(trainer: L.Trainer) -> float:
-    """The monitored score of the best checkpoint, NaN before the first validation."""
-    checkpoint = trainer.checkpoint_callback
-    score = checkpoint.best_model_score if isinstance(checkpoint, ModelCheckpoint) else None
-    return float("nan") if score is None else score.item()
+from wsss_afa.cli.in_python import Run, in_folder, let_call, read_run
 
 
 @entry_point("train")
 def main(cfg: DictConfig) -> float:
     """Train and return the best monitored score, in [0, 1], for sweeps."""
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.formatwarning = lambda message, *_, **__: f"warning   {printable(message)}\n"  # no source
-    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    settings = binding_settings(config)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    if not on_gpu(cfg):
-        keep_freed_memory()
-    data: TaggedDataModule = instantiate(cfg.data)
-    data.setup("fit")
-    if cfg.trainer.limit_val_batches:
-        data.setup("validate")
-    method = build(make_recipe(cfg, data.class_names), trust=None)
-    method.optim = instantiate(cfg.optim)
-    data.normalize(method.mean, method.std, method.augmentation)
-    method.use_tags(torch.from_numpy(data.train_tags))
-    use_labels(cfg, data, method)
-    content = RunData(data)
-    start = resume_point(cfg.resume, folder / "checkpoints", settings, content)
-    if cfg.compile:
-        method.compile_network()
-    if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
-        cfg.callbacks.best.monitor = "val/map_cls"
-    hydra = HydraConfig.get()
-    summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
-    trainer = make_trainer(
-        cfg, RunRecord(str(folder), settings, content), Dashboard(str(folder), config), summary
-    )
-    fit(trainer, method, data, start)
-    return best_score(trainer)
+    from wsss_afa.programs import train
 
+    return train.run(cfg)
+
+
+def train(
+    experiment: str | None = None, overrides: Sequence[str] = (), folder: str | Path | None = None
+) -> Run:
+    """Train as the command ``wsss-afa train`` does, in this process, on one device.
+
+    Args:
+        experiment: Of ``conf/experiment``, such as ``"voc"``; None takes the defaults alone.
+        overrides: Further settings as on the command line, such as ``["data.root=VOC2012", "seed=1"]``.
+        folder: Of the run. A run that was stopped there goes on, and one that is complete is not repeated.
+            None makes a new folder in ``runs/train``.
+
+    Returns:
+        The folder of the run, and the scores of its best validation.
+
+    Raises:
+        UserError: A setting or the data is wrong; the line says what to do.
+    """
+    chosen = [] if experiment is None else [f"+experiment={experiment}"]
+    return read_run(main.in_python([*chosen, "trainer.devices=1", *overrides, *in_folder(folder)]))
+
+
+let_call(__name__, train)
 
 if __name__ == "__main__":
     main()

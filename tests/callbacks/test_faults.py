@@ -18,9 +18,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from soak import children, finish, identical, launch, outcome
-from wsss_afa import train
 from wsss_afa.callbacks import checkpoints as checkpointing
 from wsss_afa.callbacks.faults import FiniteLoss, explain, tolerate
+from wsss_afa.callbacks.trainer import fit
 from wsss_afa.errors import UserError
 from wsss_afa.methods.afa.method import AFA
 from wsss_afa.methods.base import Method
@@ -248,7 +248,7 @@ def test_a_folder_called_like_a_step_hides_no_missing_file():
         fit=lambda *_, **__: None, strategy=SimpleNamespace(checkpoint_io=SimpleNamespace(failed=failed))
     )
     with pytest.raises(UserError, match=r"best\.ckpt is missing or of an earlier step: make room"):
-        train.fit(trainer, None, None, None)
+        fit(trainer, None, None, None)
 
 
 @pytest.mark.slow

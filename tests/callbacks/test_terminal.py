@@ -31,8 +31,7 @@ from wsss_afa.cli.help_page import help_page
 from wsss_afa.types import Phase
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-PROGRAMS = sorted(target.partition(":")[0].rpartition(".")[2] for target in SCRIPTS.values())
+PROGRAMS = sorted(path.stem for path in Path(CONFIG_DIR).glob("*.yaml"))
 SMALL = [
     "+experiment=synthetic",
     "data.image_size=32",

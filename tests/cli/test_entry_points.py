@@ -19,7 +19,7 @@ from quiet import QUIET
 from wsss_afa import evaluate, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
-from wsss_afa.methods.recipe import build, load
+from wsss_afa.methods.recipe import build, load, make_recipe
 
 SMALL = [
     "+experiment=synthetic",
@@ -96,7 +96,7 @@ def test_every_experiment_builds(experiment, tmp_path):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
         cfg = hydra.compose("train", overrides)
     data = instantiate(cfg.data)
-    method = build(train.make_recipe(cfg, data.class_names))
+    method = build(make_recipe(cfg, data.class_names))
     assert method.num_classes == len(data.class_names)
     assert instantiate(cfg.optim)(method.parameter_kinds())
     firsts = [phase.first for phase in method.phases]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from omegaconf import OmegaConf
 
-from wsss_afa import train
+from wsss_afa import prepare, train
 from wsss_afa.cli import run_folder
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.run_folder import LOCK, hold
@@ -26,11 +27,11 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture
-def other(tmp_path):
-    """Another process that has the folder; calling it ends that process."""
+@contextmanager
+def another_process(lock):
+    """Another process that has a lock; calling what this yields ends that process."""
     process = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(tmp_path / LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", OWNER, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"held\n"
 
@@ -40,6 +41,13 @@ def other(tmp_path):
 
     yield end
     end()
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that has the folder."""
+    with another_process(tmp_path / LOCK) as end:
+        yield end
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +87,16 @@ def test_the_owner_may_come_again_and_a_child_leaves_the_lock_to_it(tmp_path):
             os._exit(3)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3, "a fork is another process"
+
+
+def test_a_data_set_is_prepared_by_one_process(run, tmp_path):
+    with another_process(tmp_path / ".VOC.lock"):
+        code, line = run(prepare, "dataset=voc2012", f"root={tmp_path / 'VOC'}", f"archives={tmp_path}")
+    assert code == 1
+    assert line == (
+        f"error: {tmp_path / 'VOC'} is in use by process 7 on node3: "
+        "wait until it has ended, or give another root"
+    )
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])

@@ -162,3 +162,9 @@ def test_a_folder_without_masks_trains(tmp_path):
     (tmp_path / "ImageSets/Segmentation/train_aug.txt").write_text("a\nb\n")
     _, module = fit(3, data=VOCDataModule(str(tmp_path), batch_size=2, crop_size=16))
     assert [set(names) for *names, _ in module.seen] == [{"a", "b"}] * 3
+
+
+def test_seeds_stay_on_the_cpu():
+    batch = {"image": torch.zeros(1, 3, 2, 2), "seed": torch.tensor([7]), "name": ["a"]}
+    moved = scenes().transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert (moved["image"].device.type, moved["seed"].tolist(), moved["name"]) == ("meta", [7], ["a"])

@@ -16,13 +16,12 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor, nn
 
-from wsss_afa import train
 from wsss_afa.errors import UserError
 from wsss_afa.inference.exportable import Exportable, make_program
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.methods.afa.classifiers import PooledClassifier, PositionClassifier, make_classifier, pool
 from wsss_afa.methods.base import Method
-from wsss_afa.methods.recipe import build
+from wsss_afa.methods.recipe import build, make_recipe
 from wsss_afa.models.decoders import LargeFOV
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -39,7 +38,7 @@ def make(*overrides: str) -> Method:
     torch.manual_seed(0)
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("train", overrides=[*TINY, *overrides])
-    method = build(train.make_recipe(cfg, ("cat", "dog", "car")), trust=None)
+    method = build(make_recipe(cfg, ("cat", "dog", "car")), trust=None)
     method.optim = instantiate(cfg.optim)
     return method
 

@@ -268,3 +268,8 @@ def test_own_sources_have_titles():
     assert list(titles(["seg", "walk", "cam"]).items()) == [
         ("walk", "walk"), ("cam", "CAM"), ("seg", "segmentation"),
     ]  # fmt: skip
+
+
+def test_the_segmentation_is_trained_from_its_first_weight_on():
+    assert Toy().segmentation_step == 0
+    assert Toy(weights={"cls": 1.0, "seg": {"late": 0.25}}).segmentation_step == 2

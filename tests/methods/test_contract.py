@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
+from fake_cuda import FakeCuda, FakeTensorMode, move_to_gpu, on_gpu
 from quiet import QUIET
 from two_processes import run_as_two
 from wsss_afa import evaluate, export, predict, pseudo_labels, train
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.inference.label_source import SEGMENTATION
-from wsss_afa.methods.recipe import build, load
-from wsss_afa.train import make_recipe
+from wsss_afa.methods.recipe import build, load, make_recipe
+from wsss_afa.ops import attention_walk
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:The dirpath has changed")]
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))
@@ -52,9 +55,15 @@ SMALL = {
         "optim.head_multiplier=1",
         "optim.decoder_multiplier=1",
     ],
+    "clip_es": ["~method.decoder_dim", "method.layers=3"],
     "more": [],
+    "weclip": ["method.layers={static: 2, affinity: 3}", "method.dropout=0"],
+    "weclip_plus": [
+        "method.layers={static: 2, affinity: 3}", "method.dropout=0", "method.dino.pretrained=null",
+        "++method.dino.model_args={embed_dim: 24, depth: 2, num_heads: 2}",
+    ],
     "toco": ["method.projection={hidden: 32, bottleneck: 8, outputs: 24}", "method.crops.side=32"],
-}
+}  # fmt: skip
 """Small parts of single methods."""
 CHOICES = {name: [f"method={name}"] for name in METHODS} | {
     "afa_on_frozen_vit": [
@@ -247,3 +256,28 @@ def test_its_file_runs_without_the_library(trained, program, tmp_path, monkeypat
     with torch.no_grad():
         expected = method.protocol.probabilities(method, (torch.from_numpy(rgb).float() - mean) / std)
     np.testing.assert_allclose(found["probability"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", sorted(CHOICES))
+def test_a_gpu_is_left_to_itself(choice, labels, monkeypatch):
+    """No tensor of a step or an evaluation is left on the CPU, and a step hardly waits for the GPU."""
+    cfg = compose(*tiny(choice), "data.batch_size=2", "data.num_workers=0")
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    data.setup("validate")
+    method = build(make_recipe(cfg, data.class_names), trust=None)
+    data.normalize(method.mean, method.std, method.augmentation)
+    if method.needs_labels:
+        data.use_labels(labels)
+    training, validation = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    method.setup("validate")
+    with FakeTensorMode(), FakeCuda() as gpu:
+        monkeypatch.setattr(attention_walk, "box_mask", gpu.box_mask)  # components are found on the CPU
+        move_to_gpu(method)
+        for phase in method.phases:
+            gpu.waits.clear()
+            total = method.total(method.losses(on_gpu(training), phase.first), phase.first)
+            assert total.device.type == "cuda"
+            assert gpu.waits <= Counter(own_classes=1, box_mask=1), phase.name
+        found = method.eval().validation_step(on_gpu(validation), 0)
+        assert {label.device.type for label in found.values()} == {"cuda"}

@@ -15,8 +15,7 @@ from quiet import QUIET
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.synthetic import SyntheticDataModule
 from wsss_afa.errors import UserError
-from wsss_afa.methods.recipe import build, load
-from wsss_afa.train import make_recipe
+from wsss_afa.methods.recipe import build, load, make_recipe
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You defined a `validation_step`")]
 TINY = (

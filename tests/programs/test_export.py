@@ -25,6 +25,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.inference.exportable import OPSET, PARTS, Exportable, make_program
 from wsss_afa.methods.recipe import build, load
 from wsss_afa.ops.cam import MultiScaleCAM
+from wsss_afa.programs import export as work
 from wsss_afa.types import MEAN, STD
 from wsss_afa.visualize import voc_palette
 
@@ -54,8 +55,8 @@ def files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         add_toy(patch)
         save_toy(folder / "wetr_iter_5.pth")
-        program = export.make_program(Exportable(load(folder / "wetr_iter_5.pth")))
-        patch.setattr(export, "make_program", lambda model: program)  # one trace for all, as it takes long
+        program = make_program(Exportable(load(folder / "wetr_iter_5.pth")))
+        patch.setattr(work, "make_program", lambda model: program)  # one trace for all, as it takes long
         for name in ("onnx", "torch"):
             run(patch, f"ckpt={folder}/wetr_iter_5.pth", "part=all", f"format={name}")
     return folder
@@ -174,7 +175,7 @@ def test_pt2_refuses_a_side_that_is_too_short(files):
 def test_the_program_says_what_it_wrote_and_leaves_one_file(files, tmp_path, monkeypatch, capsys):
     add_toy(monkeypatch)
     program = torch.export.load(files / "wetr_iter_5.pt2")
-    monkeypatch.setattr(export, "make_program", lambda model: program)
+    monkeypatch.setattr(work, "make_program", lambda model: program)
     path = tmp_path / "folder" / "part.pt2"
     run(monkeypatch, f"ckpt={files}/wetr_iter_5.pth", "format=torch", f"output={path}")
     lines = capsys.readouterr().out.splitlines()
@@ -225,7 +226,7 @@ def test_a_mistake_gets_one_line(mistake, files, tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(files, tmp_path, monkeypatch):
     add_toy(monkeypatch)
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(work, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"needs onnx and onnxscript.*pip install 'wsss-afa\[export\]'"):
         run(monkeypatch, f"ckpt={files}/wetr_iter_5.pth", f"output={tmp_path}/model.onnx")
     assert not list(tmp_path.iterdir())

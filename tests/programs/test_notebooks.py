@@ -18,17 +18,17 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-SCHEDULE = (
-    "+experiment=synthetic method.phases.segmentation=2 method.phases.propagation=4 optim.warmup_steps=2 "
-    "trainer.max_steps=6 trainer.val_check_interval=3 trainer.log_every_n_steps=1 trainer.accelerator=cpu "
-    "trainer.devices=1 callbacks.pictures.num_images=2 "
-)
-SCENES = SCHEDULE + "data.image_size=48 data.val_images=6"
+SCHEDULE = [
+    "method.phases.segmentation=2", "method.phases.propagation=4", "optim.warmup_steps=2",
+    "trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu", "callbacks.pictures.num_images=2",
+]  # fmt: skip
+SCENES = [*SCHEDULE, "data.image_size=48", "data.val_images=6"]
 SHORT: dict[str, dict[str, Any]] = {
-    "01_quickstart": {"training": SCENES},
-    "02_inside_a_pseudo_label": {"training": SCENES, "images": 3},
-    "03_your_own_photos": {"training": SCHEDULE, "count": 30},
-    "04_reading_a_run": {"training": SCENES, "worst": 3},
+    "01_quickstart": {"settings": SCENES},
+    "02_inside_a_pseudo_label": {"settings": SCENES, "images": 3},
+    "03_your_own_photos": {"settings": SCHEDULE, "count": 30},
+    "04_reading_a_run": {"settings": SCENES, "worst": 3},
 }
 """Values that make the parameters of each notebook short."""
 METADATA = {
@@ -100,7 +100,7 @@ def execute(name: str, folder: Path, probe: str) -> tuple[nbformat.NotebookNode,
     notebook = read(name)
     values = "\n".join(f"{key} = {value!r}" for key, value in SHORT[name].items())
     notebook.cells.insert(place_of_parameters(notebook) + 1, nbformat.v4.new_code_cell(values))
-    notebook.cells.append(nbformat.v4.new_code_cell(f"{probe}\nprint(json.dumps(probe))"))
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import json\n{probe}\nprint(json.dumps(probe))"))
     client = NotebookClient(
         notebook,
         timeout=120,  # a cell takes seconds; a reply whose arrival the client missed is found when this ends

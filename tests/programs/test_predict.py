@@ -15,7 +15,7 @@ from painter import NAMES, run_predict, save_checkpoint, scene
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor, Sizes
-from wsss_afa.predict import find_images, open_predictor, output_names
+from wsss_afa.programs.predict import find_images, open_predictor, output_names
 from wsss_afa.visualize import voc_palette
 
 

@@ -22,6 +22,7 @@ from file_server import FileServer
 from wsss_afa import prepare
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.coco import COCO_CLASSES, read_category_ids
+from wsss_afa.programs import prepare as work
 
 SHARED = Path(__file__).parents[3] / "shared"
 GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -219,7 +220,7 @@ def test_an_interrupted_run_goes_on(server, run, tmp_path, monkeypatch):
     root = tmp_path / "VOC2012"
     overrides = [*voc_overrides(content, root), f"base_url={server.url}"]
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "survey", lambda *_: sys.exit(130))
+        patch.setattr(work, "survey", lambda *_: sys.exit(130))
         assert run(*overrides)[0] == 1
     assert not (root / "manifest.json").exists()
     before = state(root)

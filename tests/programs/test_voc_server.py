@@ -18,6 +18,7 @@ from PIL import Image
 from released import add_toy, save_toy
 from wsss_afa import voc_server
 from wsss_afa.data.transforms import EvalTransform
+from wsss_afa.inference.voc_results import pack, results_folder
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.visualize import save_label
 
@@ -112,7 +113,7 @@ def test_equal_results_make_equal_archives(tmp_path):
     for name in ("first", "second"):
         shutil.copytree(tmp_path / "a", tmp_path / name)
         archives.append(tmp_path / f"{name}.tgz")
-        voc_server.pack(tmp_path / name / PLACE, voc_server.results_folder("comp6", "test"), archives[-1])
+        pack(tmp_path / name / PLACE, results_folder("comp6", "test"), archives[-1])
     assert archives[0].read_bytes() == archives[1].read_bytes()
     assert folder.name == "comp6_test_cls"
     assert not list(tmp_path.glob("*.partial"))

@@ -20,6 +20,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities import rank_zero_warn
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from wsss_afa.callbacks.resume import read_checked
 from wsss_afa.errors import UserError
@@ -79,6 +80,12 @@ def save_step(trainer: L.Trainer, directory: Path) -> Path:
     return path
 
 
+def trains_segmentation(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """Whether a step so far trained the segmentation, without which a validation says nothing of it."""
+    first: int = getattr(module, "segmentation_step", 0)  # of a `Method`
+    return trainer.global_step > first
+
+
 def step_files(directory: Path) -> list[Path]:
     """The files ``step_*.ckpt`` of a directory, by their step."""
     steps = ((_STEP.fullmatch(path.name), path) for path in directory.glob("step_*.ckpt"))
@@ -136,6 +143,7 @@ class StepCheckpoints(Callback):
 class BestAndLast(ModelCheckpoint):
     """Save the best validation's state, and the last's as ``last.ckpt`` whether or not it is the best.
 
+    A validation before the segmentation is trained is never the best, and of two equal ones the later is.
     Lightning writes the last only where a best was written too, and believes what the disk did not take.
     """
 
@@ -154,13 +162,15 @@ class BestAndLast(ModelCheckpoint):
         if trainer.is_global_zero and start and Path(start).resolve() == best.resolve():
             write_whole(best.with_name("last.ckpt"), best.read_bytes())
 
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether a score is the best so far; an equal one is, for its network has learned longer."""
+        equal = current is not None and self.best_model_score is not None and current == self.best_model_score
+        return bool(equal) or super().check_monitor_top_k(trainer, current)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save both; forget a best that was not written."""
-        before = copy.deepcopy(self.state_dict())
-        super().on_validation_end(trainer, pl_module)
-        failed: set[str] = getattr(trainer.strategy.checkpoint_io, "failed", set())
-        if trainer.strategy.broadcast(self.best_model_path in failed):
-            self.load_state_dict(before)
+        if trains_segmentation(trainer, pl_module):
+            self._save_best(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._save_last(trainer)
 
@@ -168,6 +178,13 @@ class BestAndLast(ModelCheckpoint):
         """Save the end of a run that validates nothing."""
         if not trainer.enable_validation:
             self._save_last(trainer)
+
+    def _save_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        before = copy.deepcopy(self.state_dict())
+        super().on_validation_end(trainer, pl_module)
+        failed: set[str] = getattr(trainer.strategy.checkpoint_io, "failed", set())
+        if trainer.strategy.broadcast(self.best_model_path in failed):
+            self.load_state_dict(before)
 
     def _save_last(self, trainer: L.Trainer) -> None:
         assert self.dirpath is not None

@@ -25,7 +25,7 @@ from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import say
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import titles
+from wsss_afa.metrics import RULES, titles
 from wsss_afa.types import Phase
 
 SILENCE = 300.0
@@ -144,6 +144,8 @@ class Summary(Callback):
             metrics = {name: 100 * value.item() for name, value in trainer.callback_metrics.items()}
             sources = titles([name.removeprefix("val/miou_") for name in metrics if "/miou_" in name])
             scores = [f"{title} {metrics[f'val/miou_{source}']:.1f}" for source, title in sources.items()]
+            if not sources:
+                scores.append(f"{RULES['val/agreement']} {metrics['val/agreement']:.1f}")
             scores.append(f"mAP {metrics['val/map_cls']:.1f}")
             say("validated", f"step {trainer.global_step}: {', '.join(scores)} %")
 
@@ -284,5 +286,5 @@ def _say_best(trainer: L.Trainer) -> None:
         name = str(checkpoint.monitor)
         best, last = (f"{results[of][name]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
         source = name.removeprefix("val/miou_")
-        title = "mAP" if name == "val/map_cls" else titles([source])[source]
+        title = RULES.get(name) or titles([source])[source]
         say("best", f"{title} {best}; last {last}")

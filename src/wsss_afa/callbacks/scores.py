@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
+from wsss_afa.callbacks.checkpoints import trains_segmentation
 from wsss_afa.errors import plain_console, printable, say
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
@@ -55,11 +56,15 @@ class Results(Callback):
             self.results |= {"checkpoint": self.checkpoint} | record
         else:
             record = {"step": trainer.global_step} | record
-            best = self.results.get("best", record)
-            best = best if self.monitor in best else record  # masks were added since
-            self.results["best"] = record if record[self.monitor] > best[self.monitor] else best
+            if trains_segmentation(trainer, pl_module) and self._is_best(trainer):
+                self.results |= {"best": record, "best_by": self.monitor}
             self.results["last"] = record
         write_whole(self.path, json.dumps(self.results, indent=2) + "\n")
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        """Whether the checkpoint's callback, which comes later, will take this validation for the best."""
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        return best is None or bool(trainer.callback_metrics[self.monitor] >= best)
 
     def teardown(self, trainer: L.Trainer, _: Any, stage: str) -> None:
         """Print the table of the last validation once everything is done."""

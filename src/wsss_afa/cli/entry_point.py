@@ -7,11 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import update_wrapper, wraps
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,62 +26,106 @@ from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.cli.run_folder import release
 from wsss_afa.errors import UserError, printable
 
-
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], float]], Callable[[], None]]:
-    """Make a program of a function of the configuration that ``conf/{config_name}.yaml`` composes.
-
-    A mistake of the user ends with exit code 1 and one line on the standard error; anything else is a bug
-    and keeps its traceback.
-    """
-
-    def decorate(task: Callable[[DictConfig], float]) -> Callable[[], None]:
-        started = False
-
-        @wraps(task)
-        def guarded(cfg: DictConfig) -> float:
-            nonlocal started
-            started = True
-            try:
-                _check(cfg)
-                return task(cfg)
-            except _MISTAKES as error:  # before Hydra announces it with a line of its own
-                _stop(error, config_name)
-
-        @wraps(task)
-        def main() -> None:
-            nonlocal started
-            started = False
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
-            _quieten()
-            _write_all_characters()
-            try:
-                refuse_renamed(sys.argv[1:])
-                if {"-h", "--help"} & set(sys.argv[1:]):
-                    print(help_page(config_name, overrides()))
-                    return
-                hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(guarded)()
-            except _MISTAKES as error:
-                _stop(error, config_name)
-            except OSError as error:
-                if started:
-                    raise
-                sys.exit(f"error: hydra.run.dir cannot be written ({error}): choose another folder")
-            finally:
-                release()
-
-        return main
-
-    return decorate
-
-
 _MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)  # they may be the user's
 
 
-def _stop(error: Exception, config_name: str) -> NoReturn:
-    text = message(error, config_name)
-    if text is None:
-        raise error
-    sys.exit(f"error: {printable(text)}")
+class Program:
+    """A function of a configuration as a command.
+
+    A mistake of the user ends with exit code 1 and one line on the standard error; anything else is a bug
+    and keeps its traceback. The function should import what takes time, torch above all: help and mistakes
+    in the settings are answered before it is called.
+
+    Args:
+        name: Of the file of ``conf/`` that composes the configuration.
+        task: Does the work, and returns a score for sweeps.
+    """
+
+    def __init__(self, name: str, task: Callable[[DictConfig], float]):
+        self.name, self.task = name, task
+        self.folder: Path | None = None
+        """Of the latest run that has begun in this process."""
+        update_wrapper(self, task)
+
+    def __call__(self) -> None:
+        """Do what the command line says."""
+        self.folder = None
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+        _quieten()
+        _write_all_characters()
+        try:
+            refuse_renamed(sys.argv[1:])
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(help_page(self.name, overrides()))
+                return
+            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(self._job())()
+        except _MISTAKES as error:
+            self._stop(error)
+        except BrokenPipeError:  # whoever read the output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            if self.folder is not None:
+                raise
+            sys.exit(f"error: hydra.run.dir cannot be written ({error}): choose another folder")
+        finally:
+            release()
+
+    def in_python(self, words: Sequence[str]) -> Path:
+        """Do what the command would do with these overrides; return the folder of the run.
+
+        Raises:
+            UserError: Where the command ends with a line.
+        """
+        options = [word for word in words if word.startswith("-") and not word.startswith("--config-dir=")]
+        if options:
+            raise UserError(f"{options[0]} is an option of the command {self.name}: leave it out in Python")
+        try:
+            with _command_line([self.name, *words]):
+                self()
+        except SystemExit as stop:
+            if not isinstance(stop.code, str):
+                raise
+            raise UserError(stop.code.removeprefix("error: ")) from None
+        assert self.folder is not None
+        return self.folder
+
+    def _job(self) -> Callable[[DictConfig], float]:
+        """What Hydra calls: a function, which looks to it as if it were the program's own."""
+
+        @wraps(self.task)
+        def guarded(cfg: DictConfig) -> float:
+            self.folder = Path(HydraConfig.get().runtime.output_dir)
+            try:
+                _check(cfg)
+                return self.task(cfg)
+            except _MISTAKES as error:  # before Hydra announces it with a line of its own
+                self._stop(error)
+
+        return guarded
+
+    def _stop(self, error: Exception) -> NoReturn:
+        text = message(error, self.name)
+        if text is None:
+            raise error
+        sys.exit(f"error: {printable(text)}")
+
+
+def entry_point(name: str) -> Callable[[Callable[[DictConfig], float]], Program]:
+    """Make a `Program` of a function of the configuration that ``conf/{name}.yaml`` composes."""
+    return lambda task: Program(name, task)
+
+
+@contextmanager
+def _command_line(words: list[str]) -> Iterator[None]:
+    """Have these words stand on the command line, and leave no trace in how warnings are shown."""
+    before, shown = sys.argv, warnings.formatwarning
+    sys.argv = words
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        sys.argv, warnings.formatwarning = before, shown
 
 
 def _check(cfg: DictConfig) -> None:

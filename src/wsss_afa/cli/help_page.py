@@ -74,7 +74,7 @@ def _header(path: Path) -> list[str]:
 
 def _groups(program: Path, folders: Sequence[Path], choices: Mapping[str, str | None]) -> list[str]:
     """The groups that are composed, and those that the program's examples add as ``+GROUP``."""
-    examples = [line for line in _header(program) if f"wsss_afa.{program.stem} " in line]
+    examples = [line for line in _header(program) if re.search(rf"wsss[-_]afa[. ]{program.stem} ", line)]
     offered = re.findall(r"\+(\w+)=", "\n".join(examples))
     rows = []
     for group in sorted({*choices, *offered}):

@@ -43,27 +43,30 @@ class OneRun(Callback):  # type: ignore[misc]  # Hydra has no types
         hold(Path(OmegaConf.select(config, "hydra.runtime.output_dir")))
 
 
-def hold(folder: Path) -> None:
+def hold(folder: Path, lock: Path | None = None, setting: str = "hydra.run.dir") -> None:
     """Make the folder this process's until it ends, or until `release`; it may hold it already.
+
+    Args:
+        folder: What this process wants for itself.
+        lock: The file that is locked, `LOCK` in the folder unless given; its folder is made if there is none.
+        setting: Names the folder on the command line; errors say it.
 
     Raises:
         SystemExit: another process has it, or it cannot be written.
     """
-    path = folder.absolute() / LOCK
+    path = (lock or folder / LOCK).absolute()
     if (os.getpid(), path) in _held or any(os.environ.get(name, "0") != "0" for name in _RANKS):
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        sys.exit(f"error: hydra.run.dir cannot be written ({error}): choose another folder")
+        sys.exit(f"error: {setting} cannot be written ({error}): choose another folder")
     if not _lock(file):
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
-        sys.exit(
-            f"error: {folder} is in use by {owner}: wait until it has ended, or give another hydra.run.dir"
-        )
+        sys.exit(f"error: {folder} is in use by {owner}: wait until it has ended, or give another {setting}")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()

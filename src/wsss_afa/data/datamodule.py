@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wsss_afa.data.label_folder import LabelledImages
@@ -157,6 +158,14 @@ class TaggedDataModule(L.LightningDataModule, ABC):
         batches = [[index] for index in own_share(len(self._val), self.trainer, "validation images")]
         images = Augmented(self._val, self.eval_transform, self.skip_broken)
         return DrawLoader(images, batches, self.num_workers, self._broken)
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Move all but the seeds, which are read on the CPU."""
+        seed = {name: value for name, value in batch.items() if name == "seed"}
+        moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return {**moved, **seed}
 
     def teardown(self, stage: str) -> None:
         """Report the images that were skipped."""

@@ -16,7 +16,13 @@ from lightning.pytorch.loggers import WandbLogger
 from wsss_afa.errors import say
 
 _HOST = "https://api.wandb.ai"
-_SCORES = ("val/miou_cam", "val/miou_affinity", "val/miou_seg", "val/map_cls")  # best beside last shown
+_SCORES = (
+    "val/miou_cam",
+    "val/miou_affinity",
+    "val/miou_seg",
+    "val/agreement",
+    "val/map_cls",
+)  # best beside last shown
 
 
 class RunFolderWandbLogger(WandbLogger):

@@ -19,7 +19,7 @@ from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.methods.towers import check_same, pin, towers, weights_of
-from wsss_afa.metrics import SegmentationMetrics, TagAveragePrecision
+from wsss_afa.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import (
@@ -111,7 +111,7 @@ class Method(L.LightningModule):
             self.check_phases(f"weights.{name}", weight)
         self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
         self.protocol = MultiScaleSegmentation(mean=self.mean, std=self.std)
-        self.average_precision = TagAveragePrecision()
+        self.average_precision, self.agreement = TagAveragePrecision(), TagAgreement(num_classes)
         self._scores = nn.ModuleDict()
 
     # What a method defines.
@@ -132,7 +132,10 @@ class Method(L.LightningModule):
         return cast(Network, self.net).segment(image)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Class and segmentation logits, and labels of the sources in `scored` where the batch has masks."""
+        """Class and segmentation logits, and labels of the sources in `scored`.
+
+        The first of these is what the segmentation is held against where there are no masks.
+        """
         return Evaluation(self.classify(batch["image"]), self.segment(batch["image"]), {})
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
@@ -193,6 +196,11 @@ class Method(L.LightningModule):
         """Factor of a loss at a step, 0 where it is left out."""
         return float(self.at(self.weights.get(loss), step) or 0)
 
+    @property
+    def segmentation_step(self) -> int:
+        """First step (counted from 0) that trains the segmentation, as the weight of ``seg`` says."""
+        return next((each.first for each in self.phases if self.weight("seg", each.first)), 0)
+
     def check_phases(self, name: str, setting: Any) -> None:
         """Raise a UserError if a setting, of ``method.{name}``, names a phase that there is not."""
         known = {each.name for each in self.phases}
@@ -239,6 +247,8 @@ class Method(L.LightningModule):
         for source, label in labels.items():
             self.scores[source].update(label, mask)
         self.average_precision.update(found.class_logits.float(), batch["class_label"].int())
+        made = found.labels.get(self.scored[0]) if self.scored else None
+        self.agreement.update(labels["seg"], batch["class_label"], made)
         return labels
 
     @property
@@ -258,13 +268,14 @@ class Method(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew; the last counts stay readable until then."""
-        for metric in (*self.scores.values(), self.average_precision):
+        for metric in (*self.scores.values(), self.average_precision, self.agreement):
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole set, reduced over processes by the metrics themselves."""
         for source, metric in self.scores.items() if self._has_truth() else ():
             self.log(f"val/miou_{source}", metric.compute()["miou"].float(), prog_bar=source == "seg")
+        self.log("val/agreement", self.agreement.compute().float())
         self.log("val/map_cls", self.average_precision.compute()["map"])
 
     def class_table(self) -> dict[str, list[float]]:

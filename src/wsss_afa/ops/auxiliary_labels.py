@@ -99,7 +99,7 @@ class AuxiliaryLabels(nn.Module):
     def pixel_label(self, image: Tensor, maps: OwnMaps, source: str, box: Tensor) -> Tensor:
         """Refined label (B, H, W) int64 in [0, C] or 255 of a map, which stands outside the box (B, 4)."""
         with torch.autocast(image.device.type, enabled=False):
-            rgb, own = to_rgb(image, self.mean, self.std), own_classes(maps.tags)
+            rgb, own = to_rgb(image, self.mean, self.std), maps.classes.compacted
             return maps.classes.expand(self.refined(rgb, maps.of(source), own, box))
 
     def evaluate(
@@ -124,7 +124,7 @@ class AuxiliaryLabels(nn.Module):
             return with_backgrounds(maps.of(source), backgrounds)
         with torch.autocast(image.device.type, enabled=False):
             rgb = to_rgb(image, self.mean, self.std)
-            return self.refined.maps(rgb, maps.cam, own_classes(maps.tags), backgrounds)
+            return self.refined.maps(rgb, maps.cam, maps.classes.compacted, backgrounds)
 
     def layers(self, net: TwoLevelLocalizer, batch: Batch) -> dict[str, Tensor]:
         """Both maps and the refined label of a batch by title, for pictures."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +25,13 @@ class OwnClasses(NamedTuple):
     def channels(self) -> Tensor:
         """Foreground channel of each class but the background, (B, G − 1)."""
         return self.ids[:, 1:] - 1
+
+    @property
+    def compacted(self) -> OwnClasses:
+        """The classes of maps that have these channels alone: ids are positions among the own classes."""
+        return OwnClasses(
+            torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids), self.present
+        )
 
     def expand(self, label: Tensor) -> Tensor:
         """Positions among the own classes (B, H, W) to class ids; 255 stays."""

@@ -92,6 +92,11 @@ class AFA(Method):
             self.phases = tuple(phase for phase in self.phases if phase.name != "propagation")
             self.sources = ("cam", "par")  # nothing has taught affinity
 
+    @property
+    def segmentation_step(self) -> int:
+        """First step of the second phase: the first has no other loss than the classification's."""
+        return self.phases[1].first
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One pass and the losses of this phase; later parts are not computed before their phase."""
         phase = self.phase(step)
@@ -115,9 +120,9 @@ class AFA(Method):
         return terms
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """One pass; with masks the activation map and the propagated map are labelled, too."""
+        """One pass; the activation map and the propagated map are labelled, too."""
         output: AFAOutput = self.net(batch["image"])
-        labels = self.labeler.evaluate(self.net, batch, output) if "mask" in batch else {}
+        labels = self.labeler.evaluate(self.net, batch, output)
         return Evaluation(output.class_logits, output.seg_logits, labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:

@@ -88,17 +88,20 @@ class PseudoLabeler(nn.Module):
         activation = self.cam(net, batch["image"], known, classes.channels)
         own: Batch = {**batch, "class_label": classes.present[:, 1:].float()}
         with torch.autocast(batch["image"].device.type, enabled=False):
-            labels = self._labels(net, own, activation, output.activation.tokens.grid, propagating)
+            grid = output.activation.tokens.grid
+            labels = self._labels(net, own, activation, classes.compacted, grid, propagating)
         assert labels.segmentation is not None
         return labels._replace(segmentation=classes.expand(labels.segmentation))
 
     def _labels(
-        self, net: AFANet, batch: Batch, activation: Activation, grid: tuple[int, int], propagating: bool
-    ) -> PseudoLabels:
+        self,
+        net: AFANet, batch: Batch, activation: Activation, classes: OwnClasses, grid: tuple[int, int],
+        propagating: bool,
+    ) -> PseudoLabels:  # fmt: skip
         cam, tags, box = activation.cam, batch["class_label"], batch["valid_box"]
         if self.labels == "cam":
             return PseudoLabels(ignore_outside(cam_label(cam, tags, *self.refined.backgrounds), box))
-        rgb, classes = to_rgb(batch["image"], self.mean, self.std), own_classes(tags)
+        rgb = to_rgb(batch["image"], self.mean, self.std)
         if self.labels == "par":
             return PseudoLabels(self.refined(rgb, cam, classes, box))
         refined = propagated = None
@@ -129,7 +132,7 @@ class PseudoLabeler(nn.Module):
         if self.labels == "afa":
             with torch.autocast(batch["image"].device.type, enabled=False):
                 affinity = self.affinity(net, activation.tokens)
-                low, _ = self.propagated_maps(activation, affinity, own_classes(tags))
+                low, _ = self.propagated_maps(activation, affinity, classes.compacted)
                 labels["affinity"] = resize(low, batch["image"].shape[-2:]).argmax(1)
         return {source: classes.expand(label) for source, label in labels.items()}
 
@@ -147,7 +150,7 @@ class PseudoLabeler(nn.Module):
             cam = activation.cam * tags[:, :, None, None]
             return with_backgrounds(cam, backgrounds)
         with torch.autocast(image.device.type, enabled=False):
-            rgb, own = to_rgb(image, self.mean, self.std), own_classes(tags)
+            rgb, own = to_rgb(image, self.mean, self.std), classes.compacted
             if source == "par":
                 return self.refined.maps(rgb, activation.cam, own, backgrounds)
             affinity = self.affinity(net, activation.tokens)

@@ -82,11 +82,9 @@ class CLIPES(CLIPMethod):
         return self.labeler.scores(batch["image"], carried, classes, refined)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """One pass: what CLIP sees; with masks also refined labels by the images' tags."""
+        """One pass: what CLIP sees, and refined labels by the images' tags."""
         encoded, classes = self.net.encode(batch["image"], self.layers), own_classes(batch["class_label"])
-        labels = {}
-        if "mask" in batch:
-            labels["static"] = best_class(self.own_scores(batch, encoded, classes), classes)
+        labels = {"static": best_class(self.own_scores(batch, encoded, classes), classes)}
         return Evaluation(self.net.leads(encoded), self.segmentation(encoded), labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:

@@ -155,9 +155,9 @@ class WeCLIP(CLIPMethod):
         ]
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Logits of one pass; with masks also labels along the learned affinity, by the images' tags."""
+        """Logits of one pass, and labels along the learned affinity by the images' tags."""
         passed = self.net.run(batch["image"], self.layers["affinity"])
-        labels = {"affinity": self.label(batch, passed, "affinity")} if "mask" in batch else {}
+        labels = {"affinity": self.label(batch, passed, "affinity")}
         return Evaluation(self.net.leads(passed.encoded), passed.segmentation, labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:

@@ -62,7 +62,7 @@ class WeCLIP(CLIPMethod):
     """
 
     sources = SOURCES
-    scored = ("affinity",)
+    scored: tuple[str, ...] = ("affinity",)
     export_heads: Mapping[str, Sequence[str]] = {"probability": ["fusion", "decoder", "dino", "dino_fusion"]}
     net: WeCLIPNet
 
@@ -155,9 +155,10 @@ class WeCLIP(CLIPMethod):
         ]
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Logits of one pass, and labels along the learned affinity by the images' tags."""
-        passed = self.net.run(batch["image"], self.layers["affinity"])
-        labels = {"affinity": self.label(batch, passed, "affinity")}
+        """Logits of one pass, and labels of the source that is scored, by the images' tags."""
+        (source,) = self.scored
+        passed = self.net.run(batch["image"], self.layers[source])
+        labels = {source: self.label(batch, passed, source)}
         return Evaluation(self.net.leads(passed.encoded), passed.segmentation, labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:

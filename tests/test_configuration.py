@@ -67,7 +67,8 @@ def test_the_method_of_an_experiment_is_built(name):
     experiment = f"+experiment={name}"
     cfg = compose(experiment)
     small = CLIP if "texts" in cfg.method else SMALL[cfg.backbone._target_.rpartition(".")[-1]]
-    cfg = compose(experiment, "backbone.pretrained=null", *small)
+    dino = ["method.dino.pretrained=null"] if cfg.method.get("dino") else []
+    cfg = compose(experiment, "backbone.pretrained=null", *small, *dino)
     method = build(make_recipe(cfg, ("a", "b")), trust=None)
     groups = {group["name"] for group in instantiate(cfg.optim)(method.parameter_kinds())[0].param_groups}
     assert groups == {"encoder", "norm", "head", "decoder"}

@@ -38,7 +38,7 @@ class LabelSource(nn.Module):
 
     @property
     def has_background(self) -> bool:
-        """Whether labels depend on a background score: not of ``seg``, nor where the method scores it itself."""
+        """Whether labels depend on a background score: neither of ``seg`` nor where maps score it."""
         return self.source != SEGMENTATION and not self.method.scores_background
 
     def backgrounds(self, value: float | Sequence[float] | None) -> list[float]:

@@ -83,7 +83,7 @@ class Method(L.LightningModule):
     backgrounds: tuple[float, ...] = ()
     """Background scores of the labels that it makes for its own training: one, or low and high."""
     sources: tuple[str, ...] = ()
-    """What labels can be made of beside the segmentation, as `maps` knows it; ``static`` needs no training."""
+    """What labels can be made of beside the segmentation, see `maps`; ``static`` needs no training."""
     scores_background: bool = False
     """Whether `maps` scores the background itself, so that no background score is asked for."""
     scored: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from wsss_afa.callbacks.trainer import make_trainer
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.inference.open_method import STATIC, open_method
+from wsss_afa.methods.recipe import make_recipe
 
 
 def run(cfg: DictConfig) -> float:
@@ -20,7 +21,8 @@ def run(cfg: DictConfig) -> float:
     Without a checkpoint the mIoU is of the labels that need no training.
     """
     data: TaggedDataModule = instantiate(cfg.data)
-    method = open_method(cfg, data, HydraConfig.get().overrides.task)
+    recipe = None if cfg.get("method") is None else make_recipe(cfg, data.class_names)
+    method = open_method(cfg.ckpt, cfg.trust, recipe, data, HydraConfig.get().overrides.task)
     last = ["val/miou_crf", "val/miou_seg", "val/agreement"]
     if cfg.ckpt is None:
         method.scored, cfg.ckpt = (STATIC,), f"method={HydraConfig.get().runtime.choices.method}"

@@ -25,6 +25,7 @@ from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
 from wsss_afa.inference.open_method import STATIC, open_method
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
+from wsss_afa.methods.recipe import make_recipe
 from wsss_afa.methods.towers import pin
 from wsss_afa.models.weights import weights_sha256
 
@@ -109,7 +110,8 @@ def sweep(
 def run(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
     data: TaggedDataModule = instantiate(cfg.data)
-    method = open_method(cfg, data, HydraConfig.get().overrides.task)
+    recipe = None if cfg.get("method") is None else make_recipe(cfg, data.class_names)
+    method = open_method(cfg.ckpt, cfg.trust, recipe, data, HydraConfig.get().overrides.task)
     chosen = choose_images(data, cfg.split, cfg.sweep_thresholds)
     images = WholeImages(chosen, data.eval_transform, data.num_workers, data.skip_broken)
     crf = cfg.dense_crf if cfg.crf else None

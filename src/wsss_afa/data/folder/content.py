@@ -4,7 +4,8 @@ Tags come from one tag file in the folder (``tags.py`` has its forms), from one 
 ``train`` and ``val``, from label files of YOLO, or else from folders: a sub-folder for each class, and
 ``background`` for photos without any. Photos may lie in any depth. A folder ``masks`` beside them holds the
 truth for evaluation: for each photo a palette or grey PNG of its size and name; background is 0, class c is
-c + 1, ignored pixels are 255. ``classes.txt``, one name a line, settles which classes there are and their order.
+c + 1, ignored pixels are 255. ``classes.txt``, one name a line, settles which classes there are, and their
+order.
 """
 
 from __future__ import annotations

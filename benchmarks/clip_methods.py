@@ -3,9 +3,9 @@
     python benchmarks/clip_methods.py --threads 1 --crop 320 --batch 1
     python benchmarks/clip_methods.py --device cuda --precision bfloat16 --crop 320 --batch 4
 
-The first table is of each method: the tower's pass, and a step of each phase as multiples of it. The second is
-of ``method=clip_es``: what the label of an image is made of, GradCAM in closed form beside the way of the
-authors' programs, a forward and a backward pass of the last block for each class, weights included.
+The first tables have a step of each phase of a method as multiples of the tower's pass. The last is of
+``method=clip_es``: what the label of an image is made of, GradCAM in closed form beside the way of the authors'
+programs, a forward and a backward pass of the last block for each class, weights included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from timing import Run, Setting, arguments, build, measure, print_table, step_of
 
 from wsss_afa.ops.grad_cam import softmax_grad_cam
-from wsss_afa.ops.labels import OwnClasses, best_class
+from wsss_afa.ops.labels import OwnClasses
 
 METHODS = ("weclip", "weclip_plus", "excel")
 
@@ -81,12 +81,11 @@ def label_parts(setting: Setting, counts: Sequence[int]) -> dict[str, Run]:
         parts[f"GradCAM of {count}, class by class"] = lambda count=count: per_class(net, tokens, count)
     parts["GradCAM and walk"] = lambda: method.labeler.carried(net, encoded, classes)
     parts["PAR"] = lambda: method.labeler.scores(image, carried, classes)
+    tags = torch.zeros_like(batch["class_label"])
+    tags[:, : counts[0]] = 1
+    tagged = {**batch, "class_label": tags}
     for source in method.sources:
-        tagged = {**batch, "class_label": batch["class_label"].clone().fill_(0)}
-        tagged["class_label"][:, : counts[0]] = 1
-        parts[f"label, source={source}"] = lambda source=source: best_class(
-            method.maps(tagged, source, ())[0], classes
-        )
+        parts[f"label, source={source}"] = lambda source=source: method.maps(tagged, source, ())[0].argmax(1)
     return parts
 
 

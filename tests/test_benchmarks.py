@@ -68,7 +68,8 @@ def test_steps_on_a_frozen_clip_are_multiples_of_its_pass_and_labels_have_their_
     tower = "++backbone.model_args={embed_dim: 24, depth: 6, num_heads: 2, num_classes: 8}"
     words = [tower, "--rounds", "1", "--threads", "1", "--crop", "64", "--classes", "3"]
     clip_methods.main(words)
-    found = {each.partition(",")[0]: rows_of(each) for each in capsys.readouterr().out.split("\n\n")}
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    found = {each.partition(",")[0]: rows_of(each) for each in tables}
     assert found["weclip"]["tower"][1] == found["excel"]["tower"][1] == "1.00"
     assert {"step, static", "step, refined"} < set(found["weclip"])
     labels = found["clip_es"]

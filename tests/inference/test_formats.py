@@ -138,11 +138,7 @@ def test_long_runs_of_a_brush():
 @pytest.fixture
 def labelled(tmp_path):
     """Three images with labels: of several classes, one with ignored pixels, one of background alone."""
-    labels = {
-        "a": np.zeros((15, 19), np.uint8),
-        "sub/b c": np.zeros((31, 37), np.uint8),
-        "é": np.zeros((8, 9), np.uint8),
-    }
+    labels = {"a": np.zeros((15, 19), np.uint8), "sub/b c": np.zeros((31, 37), np.uint8), "é": np.zeros((8, 9), np.uint8)}
     labels["a"][ring()] = 2
     labels["a"][5:7, 5:7] = 1
     labels["a"][0, :4] = 255
@@ -234,11 +230,7 @@ def test_cvat(labelled, tmp_path):
         lines = archive.read("labelmap.txt").decode().splitlines()
         colours = {tuple(map(int, line.split(":")[1].split(","))): line.split(":")[0] for line in lines[1:]}
         assert list(colours.values()) == ["background", *names]
-        assert archive.read("ImageSets/Segmentation/default.txt").decode().splitlines() == [
-            "a",
-            '"sub/b c"',
-            "é",
-        ]
+        assert archive.read("ImageSets/Segmentation/default.txt").decode().splitlines() == ["a", '"sub/b c"', "é"]
         for name, label in labels.items():
             with Image.open(io.BytesIO(archive.read(f"SegmentationClass/{name}.png"))) as picture:
                 assert picture.mode == "RGB"
@@ -257,7 +249,5 @@ def test_names_that_cvat_cannot_hold(names):
 
 @pytest.mark.parametrize("formats", [["coco"], ["png", "jpg"], "png", []])
 def test_formats_that_are_not_known(formats):
-    with pytest.raises(
-        UserError, match=r"need \[png\], or \[png, coco\] with any of coco, yolo, cvat, labelst"
-    ):
+    with pytest.raises(UserError, match=r"need \[png\], or \[png, coco\] with any of coco, yolo, cvat, labelst"):
         check_formats(formats, NAMES)

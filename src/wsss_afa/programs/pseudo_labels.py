@@ -1,7 +1,7 @@
 """Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
 
-A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
-With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
+In the checkpoint's place may stand a method without training, ``method=clip_es``. With ``sweep_thresholds=true``
+nothing is written but the mIoU of each background score, on images with masks.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ def write(
     trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        pace = f", {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
-        kept = f", {before} of them from before" * (before > 0)
-        say("labels", f"{folder.root}: {count} PNGs{kept}{pace}")
+        pace = f"; {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
+        say(
+            "labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0) + pace
+        )
         if coco:
             say("labels", folder.root / COCO_FILE)
     return float(count)
@@ -118,5 +119,5 @@ def run(cfg: DictConfig) -> float:
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
     source = LabelSource(method, cfg.source or (STATIC if cfg.ckpt is None else "affinity"), protocol)
     scores = source.backgrounds(cfg.background)
-    run = sweep if cfg.sweep_thresholds else write
-    return run(cfg, source, scores, images, describe(cfg, source, scores))
+    of = describe(cfg, source, scores)
+    return (sweep if cfg.sweep_thresholds else write)(cfg, source, scores, images, of)

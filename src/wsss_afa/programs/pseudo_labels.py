@@ -1,6 +1,6 @@
 """Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
 
-A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
+In the checkpoint's place may stand a method without training, ``method=clip_es``.
 With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
 """
 
@@ -19,10 +19,10 @@ from rich.console import Console
 from wsss_afa.data.coco_labels import COCO_FILE
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
-from wsss_afa.data.sampler import SampleSet, say_skipped
+from wsss_afa.data.sampler import say_skipped
 from wsss_afa.errors import UserError, say
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
-from wsss_afa.inference.label_writer import LabelWriter, WholeImages
+from wsss_afa.inference.label_writer import LabelWriter, WholeImages, choose_images
 from wsss_afa.inference.open_method import STATIC, open_method
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
 from wsss_afa.methods.recipe import make_recipe
@@ -33,18 +33,6 @@ _LOADING = (
     "batch_size", "crop_size", "num_workers", "scale", "flip", "seed", "balanced", "skip_broken", "window",
 )  # fmt: skip
 """Settings of data that no label depends on."""
-
-
-def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
-    """The images to label; those of ``val`` have masks, if there are any."""
-    if split not in ("train", "val"):
-        raise UserError(f"split={split} is not known; need train or val")
-    if sweep and (split == "train" or not data.has_masks):
-        raise UserError(
-            "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on "
-            "data that has masks (VOC's training images: split=val data.val_split=train)"
-        )
-    return data.make_set(split)
 
 
 def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
@@ -83,9 +71,10 @@ def write(
     trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        pace = f", {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
-        kept = f", {before} of them from before" * (before > 0)
-        say("labels", f"{folder.root}: {count} PNGs{kept}{pace}")
+        pace = f"; {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
+        say(
+            "labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0) + pace
+        )
         if coco:
             say("labels", folder.root / COCO_FILE)
     return float(count)
@@ -118,5 +107,5 @@ def run(cfg: DictConfig) -> float:
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
     source = LabelSource(method, cfg.source or (STATIC if cfg.ckpt is None else "affinity"), protocol)
     scores = source.backgrounds(cfg.background)
-    run = sweep if cfg.sweep_thresholds else write
-    return run(cfg, source, scores, images, describe(cfg, source, scores))
+    of = describe(cfg, source, scores)
+    return (sweep if cfg.sweep_thresholds else write)(cfg, source, scores, images, of)

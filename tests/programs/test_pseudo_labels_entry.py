@@ -183,12 +183,12 @@ def test_loading_settings_do_not_count(run, tmp_path):
 def test_coco_gives_the_labels_back(run, tmp_path, capsys):
     out = tmp_path / "labels"
     run("source=par", f"out={out}", "format=[png,coco]")
-    coco = COCO(str(out / "labels.json"))
+    coco = COCO(str(out / "coco.json"))
     assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == [*CLASSES, "ignored"]
     names = {image["file_name"]: image["id"] for image in coco.loadImgs(coco.getImgIds())}
     for name, label in read(out).items():
         found = np.zeros_like(label)
-        for annotation in coco.loadAnns(coco.getAnnIds(names[name])):
+        for annotation in coco.loadAnns(coco.getAnnIds(names[f"{name}.png"])):
             found[coco.annToMask(annotation).astype(bool)] = annotation["category_id"]
             assert annotation["iscrowd"] == (annotation["category_id"] == 255)
             assert annotation["area"] == (label == annotation["category_id"]).sum()
@@ -295,3 +295,22 @@ def test_unreadable_images_are_named_or_skipped(run, tmp_path):
     assert "skipped   1 unreadable images" in run(*own, "data.skip_broken=true", scenes=[])
     found = sorted(path.stem for path in (tmp_path / "labels").rglob("*.png"))
     assert found == ["train_disc", "train_triangle"]
+
+
+def test_labels_for_annotation_tools(run, tmp_path):
+    formats = "format=[png,coco,yolo,cvat,labelstudio,labelme]"
+    for i, place in enumerate(("train/disc", "train/box", "train/triangle", "val/disc")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        Image.new("RGB", (40, 33), (90 * (i % 2), 9, 9)).save(tmp_path / "photos" / place / f"{i} x.jpg")
+    (tmp_path / "photos" / "classes.txt").write_text("\n".join(CLASSES))
+    own = ["data=folder", f"data.root={tmp_path}/photos", "data.num_workers=0", f"out={tmp_path}/labels"]
+    printed = run("source=cam", *own, formats, scenes=[])
+    names = ("coco.json", "yolo/data.yaml", "cvat.zip", "label_studio.json", "labelme")
+    assert all(f"labels    {tmp_path}/labels/{name}\n" in printed for name in names)
+    files = [
+        image["file_name"] for image in json.loads((tmp_path / "labels/coco.json").read_text())["images"]
+    ]
+    assert files == ["train/box/1 x.jpg", "train/disc/0 x.jpg", "train/triangle/2 x.jpg"]
+    tasks = json.loads((tmp_path / "labels/label_studio.json").read_text())
+    assert tasks[0]["data"]["image"] == "/data/local-files/?d=photos/train/box/1%20x.jpg"
+    assert "3 of them from before" in run("source=cam", *own, formats, scenes=[])  # nothing of it is a label

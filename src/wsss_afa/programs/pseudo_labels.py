@@ -14,11 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from wsss_afa.data.coco_labels import COCO_FILE
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import SampleSet, say_skipped
 from wsss_afa.errors import UserError, say
+from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
 from wsss_afa.inference.match_data import match_data
@@ -73,16 +73,15 @@ def write(
     cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
     """Write what labels the folder lacks; return how many it has then."""
-    if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
-        raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
-    folder, coco = LabelFolder(cfg.out, of), "coco" in cfg.format
+    check_formats(formats := list(cfg.format), of["class_names"])
+    folder = LabelFolder(cfg.out, of)
     before = len(folder.names())
-    trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
+    trainer = pass_over(
+        images, LabelWriter(source, scores, folder, formats, of["class_names"], images.files), cfg
+    )
     count = len(folder.names())
     if trainer.is_global_zero:
         say("labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
-        if coco:
-            say("labels", folder.root / COCO_FILE)
     return float(count)
 
 

@@ -18,14 +18,19 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent / "support"))
 import parity_afa
+import parity_excel
 import parity_more
 import parity_toco
+import parity_weclip
 from parity_rows import Row, settings
 
 FORMS = {
     "afa": parity_afa.compare_step,
     "toco": parity_toco.compare_step,
     "more": parity_more.compare_step,
+    "weclip": parity_weclip.compare_step,
+    "weclip_plus": parity_weclip.compare_step,
+    "excel": parity_excel.compare_step,
 }
 """What compares a training step of each method."""
 

@@ -10,8 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
-from wsss_afa.methods.recipe import build
-from wsss_afa.programs.train import make_recipe
+from wsss_afa.methods.recipe import build, make_recipe
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
 METHODS = sorted(path.stem for path in Path(CONFIG_DIR, "method").glob("*.yaml"))
@@ -20,6 +19,11 @@ SMALL = {
     "TimmViT": ["backbone.name=vit_tiny_patch16_224", "++backbone.model_args={embed_dim: 24, num_heads: 2}"],
 }
 """Of each kind of backbone."""
+CLIP = [
+    "++backbone.model_args={embed_dim: 24, depth: 12, num_heads: 2, num_classes: 8}",
+    "method.texts.pretrained=null",
+]
+"""Of methods that have texts, whose backbone keeps its name."""
 
 
 def compose(*overrides):
@@ -41,7 +45,7 @@ def base_of(experiment):
     overrides = []
     for entry in experiment.pop("defaults", []):
         if isinstance(entry, dict):
-            overrides += [f"{key.split('/')[-1]}={value}" for key, value in entry.items()]
+            overrides += [f"{key.rpartition(' /')[-1]}={value}" for key, value in entry.items()]
         elif entry != "_self_":
             overrides.append(f"+experiment={entry}")
     return overrides
@@ -61,8 +65,10 @@ def test_every_line_of_an_experiment_changes_something(name):
 def test_the_method_of_an_experiment_is_built(name):
     """With the losses and the optimiser that it names, and parameters of every group that they train."""
     experiment = f"+experiment={name}"
-    kind = compose(experiment).backbone._target_.rpartition(".")[-1]
-    cfg = compose(experiment, "backbone.pretrained=null", *SMALL[kind])
+    cfg = compose(experiment)
+    small = CLIP if "texts" in cfg.method else SMALL[cfg.backbone._target_.rpartition(".")[-1]]
+    dino = ["method.dino.pretrained=null"] if cfg.method.get("dino") else []
+    cfg = compose(experiment, "backbone.pretrained=null", *small, *dino)
     method = build(make_recipe(cfg, ("a", "b")), trust=None)
     groups = {group["name"] for group in instantiate(cfg.optim)(method.parameter_kinds())[0].param_groups}
     assert groups == {"encoder", "norm", "head", "decoder"}

@@ -19,11 +19,10 @@ from small_run import SMALL_RUN
 from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 from wsss_afa.methods.base import Method
-from wsss_afa.methods.recipe import build
+from wsss_afa.methods.recipe import build, make_recipe
 from wsss_afa.ops.affinity import affinity_label
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.random_walk import propagate
-from wsss_afa.programs.train import make_recipe
 from wsss_afa.types import Batch
 
 DEVICE = "cuda"

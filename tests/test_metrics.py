@@ -179,4 +179,10 @@ def test_agreement_equals_a_loop_over_classes():
         ]
         precision, recall = right / max(given, 1), sum(found) / len(found)
         scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
-    assert metric.compute().item() == pytest.approx(np.mean(scores))
+    of_tags = np.mean(scores)
+    assert metric.compute().item() == pytest.approx(of_tags)
+    made = torch.where(tags[:, 0, None, None] == 1, 1, 0).expand_as(labels)
+    metric.reset()
+    metric.update(labels, tags, made)
+    iou = jaccard_score(made.flatten(), labels.flatten(), labels=[0, 1], average="macro")
+    assert metric.compute().item() == pytest.approx((of_tags + iou) / 2)

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, whatever stops the program that writes them."""
+"""Where the configuration lies; files that appear complete or not at all, whatever stops their program."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf")
+"""Absolute path of the configuration: inside the wheel, or beside ``src`` in a checkout."""
 
 
 def write_whole(

@@ -133,9 +133,11 @@ class TagAveragePrecision(Metric):
 class TagAgreement(Metric):
     """How well a segmentation keeps to the images' tags, which is what can be known of it without masks.
 
-    A class's score is the harmonic mean of two shares: of its pixels, counted in shares of their image, those
-    that lie in images with its tag; and of the images with its tag, those where it has a hundredth of the
-    pixels. The whole is the mean over classes that an image has.
+    It is the mean of two scores. The first is of tags and pixels: for each class the harmonic mean of two
+    shares, and of that the mean over classes that an image has. Of the class's pixels, counted in shares of
+    their image, it is the share that lies in images with its tag; of the images with its tag, the share where
+    it has a hundredth of the pixels. The second is the mIoU with labels that a method makes of the tags;
+    where it makes none, the first stands alone.
 
     ``num_classes`` is C, foreground classes.
 
@@ -151,28 +153,38 @@ class TagAgreement(Metric):
     outside: Tensor
     tagged: Tensor
     found: Tensor
+    pairs: Tensor
 
     def __init__(self, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
         for name in ("inside", "outside", "tagged", "found"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+        pairs = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.long)
+        self.add_state("pairs", pairs, dist_reduce_fx="sum")
 
-    def update(self, label: Tensor, tags: Tensor) -> None:
-        """Count a batch of labels (B, H, W) int64 in [0, C], whose images have the tags (B, C) in {0, 1}."""
-        counts = torch.stack([each.flatten().bincount(minlength=self.num_classes + 1) for each in label])
+    def update(self, label: Tensor, tags: Tensor, made: Tensor | None = None) -> None:
+        """Count a batch of labels (B, H, W) int64 in [0, C], whose images have the tags (B, C) in {0, 1}.
+
+        ``made`` are labels made of the tags, likewise; 255 is ignored.
+        """
+        outputs = self.num_classes + 1
+        counts = torch.stack([each.flatten().bincount(minlength=outputs) for each in label])
         shares, own = counts[:, 1:].double() / label[0].numel(), tags.double()
         self.inside += (shares * own).sum(0)
         self.outside += (shares * (1 - own)).sum(0)
         self.tagged += own.sum(0)
         self.found += (own * (shares >= _FOUND)).sum(0)
+        if made is not None:
+            self.pairs += count_pairs(label, made, outputs)
 
     def compute(self) -> Tensor:
         """The score in [0, 1], NaN where no image has a tag."""
         right = self.inside / (self.inside + self.outside).clamp(min=1e-12)
         found = self.found / self.tagged.clamp(min=1)
         scores = 2 * right * found / (right + found).clamp(min=1e-12)
-        return scores[self.tagged > 0].mean()
+        of_tags = scores[self.tagged > 0].mean()
+        return (of_tags + class_iou(self.pairs).nanmean()) / 2 if self.pairs.any() else of_tags
 
 
 def describe_labels(labels: PseudoLabels, affinity: Tensor | None = None) -> dict[str, Tensor]:

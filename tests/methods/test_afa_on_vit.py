@@ -21,9 +21,8 @@ from wsss_afa.inference.exportable import Exportable, make_program
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.methods.afa.classifiers import PooledClassifier, PositionClassifier, make_classifier, pool
 from wsss_afa.methods.base import Method
-from wsss_afa.methods.recipe import build
+from wsss_afa.methods.recipe import build, make_recipe
 from wsss_afa.models.decoders import LargeFOV
-from wsss_afa.programs.train import make_recipe
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = [

@@ -43,6 +43,17 @@ SPOILT = {
         "eval/coco_logits", "in/cell_box", "grad_norm_cells/encoder.cls_token",
         "final_norm_released/proj_head_t.mlp.0.weight",
     ],
+    "weclip_a": [
+        "out/fused", "out/attention_last", "out/static/prob0", "out/static/gradcam1", "out/rfm/box0",
+        "out/rfm/transition1", "out/coco_rfm/cam_token0", "out/static/affinity_label", "out/rfm/losses",
+        "out/trajectory", "out/trajectory_labels", "text/tokens_coco_fg", "eval/logits_multi_scale",
+        "eval/cam_label", "grad_norm/decoder.linear_pred.weight", "final_norm/decoder.linear_pred.bias",
+    ],
+    "weclip_plus_a": [
+        "out/dino_fused", "out/seg_logits_dino", "out/rfm/cam_token1", "out/coco_rfm/box1",
+        "out/rfm/losses_late", "out/late/mixed_label", "out/trajectory",
+        "grad_norm/dino_decoder_fts_fuse.linear_fuse.weight",
+    ],
 }  # fmt: skip
 """Of files of methods some quantities, one of each kind."""
 

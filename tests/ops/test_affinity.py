@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import reference
-from wsss_afa.ops.affinity import affinity_label, radius_mask
+from wsss_afa.ops.affinity import affinity_label, feature_affinity, radius_mask
 
 
 def random_label(*shape: int, ignored: float = 0.2) -> torch.Tensor:
@@ -67,3 +67,17 @@ def test_two_unknown_tokens_are_not_alike():
 def test_label_on_another_device():
     pairs = affinity_label(torch.zeros(1, 8, 8, dtype=torch.long, device="meta"), (2, 2), radius=1)
     assert (pairs.device.type, pairs.shape) == ("meta", (1, 4, 4))
+
+
+@pytest.mark.parametrize("center", [None, "batch", "image"])
+def test_affinity_of_features(center):
+    features = torch.randn(2, 5, 2, 3, generator=torch.Generator().manual_seed(0))
+    found = feature_affinity(features, 3.0, center)
+    tokens = features.flatten(2).mT
+    if center is not None:
+        tokens = tokens / tokens.norm(dim=-1, keepdim=True)
+    products = torch.tensor([[[float(a @ b) for b in image] for a in image] for image in tokens])
+    means = {None: [0.0, 0.0], "batch": [products.mean()] * 2, "image": [each.mean() for each in products]}
+    for image in range(2):
+        expected = 1 / (1 + torch.exp(-3 * (products[image] - means[center][image])))
+        torch.testing.assert_close(found[image], expected)

@@ -54,6 +54,33 @@ def test_scales_mirror_and_fusion_are_those_of_the_definition(fusion, mirror):
     torch.testing.assert_close(merge(net, IMAGE), expected)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_logits_are_averaged_on_the_grid_of_the_first_scale(mirror):
+    net, sizes = Net(), [(48, 64), (36, 48), (72, 96)]
+    merge = MultiScaleSegmentation(
+        scales=(1.0, 0.75, 1.5), mirror=mirror, fusion="mean_logits", mirror_fusion="mean", merged_at="first"
+    )
+    maps = []
+    for size in sizes:
+        scaled = F.interpolate(IMAGE, size, mode="bilinear", align_corners=False)
+        views = [net.conv(scaled)] + [net.conv(scaled.flip(3)).flip(3)] * mirror
+        maps.append(F.interpolate(torch.stack(views).mean(0), (12, 16), mode="bilinear", align_corners=False))
+    mean = F.interpolate(torch.stack(maps).mean(0), (48, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(merge.merged(net, IMAGE), mean)
+    torch.testing.assert_close(merge(net, IMAGE), mean.softmax(1))
+
+
+def test_logits_are_averaged_at_the_size_of_the_image():
+    net = Net()
+    merge = MultiScaleSegmentation(scales=(1.0, 0.5), fusion="mean_logits", size=(32, 32))
+    maps = [net.conv(F.interpolate(IMAGE, (side, side), mode="bilinear")) for side in (32, 32)]
+    maps[1] = net.conv(
+        F.interpolate(F.interpolate(IMAGE, (32, 32), mode="bilinear"), (16, 16), mode="bilinear")
+    )
+    mean = sum(F.interpolate(each, (48, 64), mode="bilinear") for each in maps) / 2
+    torch.testing.assert_close(merge.merged(net, IMAGE), mean)
+
+
 def test_the_long_side_rule_comes_before_the_scales():
     net = Net()
     merge = MultiScaleSegmentation(scales=(1.0, 0.5), long_side=96)
@@ -61,6 +88,14 @@ def test_the_long_side_rule_comes_before_the_scales():
         merge(net, IMAGE), by_definition(net, IMAGE, [(72, 96), (36, 48)], False, "max")
     )
     assert net.sizes == [(72, 96), (36, 48)]
+
+
+def test_scales_are_made_of_the_resized_image_where_that_is_asked_for():
+    net, merge = Net(), MultiScaleSegmentation(scales=(1.0, 0.75), long_side=90, stepwise=True)
+    first = F.interpolate(IMAGE, (67, 90), mode="bilinear")
+    second = F.interpolate(first, (50, 67), mode="bilinear")
+    maps = [F.interpolate(net.conv(each), (48, 64), mode="bilinear") for each in (first, second)]
+    torch.testing.assert_close(merge.merged(net, IMAGE), torch.maximum(*maps))
 
 
 def test_logits_that_are_there_already_are_not_made_again():
@@ -95,7 +130,8 @@ def test_the_crf_sees_the_photograph_in_eight_bits():
 @pytest.mark.parametrize(
     ("setting", "text"),
     [({"scales": []}, "scales"), ({"scales": [0]}, "scales"), ({"fusion": "min"}, "fusion"),
-     ({"long_side": 0}, "long_side")],
+     ({"long_side": 0}, "long_side"), ({"mirror_fusion": "min"}, "mirror_fusion"),
+     ({"merged_at": "last"}, "merged_at")],
 )  # fmt: skip
 def test_a_setting_out_of_range_says_what_is_needed(setting, text):
     with pytest.raises(UserError, match=text):

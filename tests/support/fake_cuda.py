@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
 import wsss_afa
+from wsss_afa.ops.affinity import radius_mask
 from wsss_afa.types import Batch
 
 PACKAGE = str(Path(wsss_afa.__file__).parent)
@@ -32,7 +33,13 @@ class FakeCuda(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        radius_mask.cache_clear()  # of tensors with numbers
         self.waits: Counter[str] = Counter()
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave, and leave no tensor without numbers where others would find it."""
+        super().__exit__(*error)
+        radius_mask.cache_clear()
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer what depends on numbers, and leave the rest to the fake tensors."""
@@ -47,6 +54,11 @@ class FakeCuda(TorchDispatchMode):
             self._count(args[0])
             return args[0].new_empty(kwargs.get("minlength", args[-1]), dtype=torch.long)
         return func(*args, **kwargs)
+
+    def box_mask(self, maps: Tensor, *_: Any) -> Tensor:
+        """In the place of `wsss_afa.ops.attention_walk.box_mask`, which hands its maps to another library."""
+        self.waits["box_mask"] += maps.device.type == "cuda"
+        return torch.ones_like(maps, dtype=torch.bool)
 
     def _count(self, source: Tensor) -> None:
         frames = [each.name for each in traceback.extract_stack() if each.filename.startswith(PACKAGE)]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from wsss_afa.methods.recipe import Recipe
-from wsss_afa.programs.train import make_recipe
+from wsss_afa.methods.recipe import Recipe, make_recipe
 
 CONF = Path(__file__).parents[2] / "conf"
 _SMALL = ("method.decoder_dim=8", "backbone.pretrained=null")

@@ -12,8 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from wsss_afa.methods.base import Method
-from wsss_afa.methods.recipe import build
-from wsss_afa.programs.train import make_recipe
+from wsss_afa.methods.recipe import build, make_recipe
 from wsss_afa.types import Batch
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -24,14 +23,17 @@ TINY = (
 
 
 @functools.cache
-def _compose(overrides: tuple[str, ...]) -> DictConfig:
+def _compose(overrides: tuple[str, ...], small: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base=None):
-        return compose("train", overrides=[*TINY, *overrides])
+        return compose("train", overrides=[*small, *overrides])
 
 
-def method_of(*overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), seed: int = 0) -> Method:
+def method_of(
+    *overrides: str, classes: Sequence[str] = ("cat", "dog", "car"), seed: int = 0,
+    small: tuple[str, ...] = TINY,
+) -> Method:  # fmt: skip
     """The method that training would build, in training mode, with its optimiser's recipe."""
-    cfg = _compose(overrides)
+    cfg = _compose(overrides, small)
     torch.manual_seed(seed)
     method = build(make_recipe(cfg, tuple(classes)), trust=None)
     method.optim = instantiate(cfg.optim)

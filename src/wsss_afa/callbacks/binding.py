@@ -23,6 +23,7 @@ SETTINGS_KEY, DATA_KEY = "wsss_afa_settings", "wsss_afa_data"
 FREE = (
     # where files lie and how fast they are read; what is read is compared itself
     "data.root", "data.cache_dir", "data.num_workers", "data.skip_broken", "backbone.pretrained",
+    "method.texts.pretrained", "method.texts.cache_dir",
     # how long the run is, how fast, and on what
     "optim.max_steps", "trainer.max_steps", "trainer.max_time", "trainer.accelerator", "trainer.devices",
     "trainer.num_nodes", "trainer.strategy", "trainer.precision", "trainer.deterministic", "deterministic",

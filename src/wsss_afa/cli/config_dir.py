@@ -1,10 +1,5 @@
-"""Where the configuration lives: inside the wheel, or beside ``src`` in a checkout."""
+"""Where the configuration lives, for the programs."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-_PACKAGED = Path(__file__).parents[1] / "conf"
-
-CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "conf")
-"""Absolute path of the ``conf/`` folder, as Hydra's ``config_path``."""
+from wsss_afa.files import CONFIG_DIR as CONFIG_DIR

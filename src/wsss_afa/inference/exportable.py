@@ -55,7 +55,7 @@ class Exportable(nn.Module):
         if missing := [output for output in self.outputs if output not in method.export_heads]:
             what = f"part={part} needs {' and '.join(missing)}, {type(method).__name__} has none"
             raise UserError(f"{what}: set part=segmentation")
-        needed = {"backbone", *(method.export_heads[output] for output in self.outputs)}
+        needed = {"backbone"}.union(*(method.export_heads[output] for output in self.outputs))
         for head in {name for name, _ in method.net.named_children()} - needed:
             delattr(method.net, head)
         method.protocol = MultiScaleSegmentation(mean=method.mean, std=method.std)

@@ -36,14 +36,20 @@ class LabelSource(nn.Module):
             raise UserError(f"{what}; set source to {', '.join(known)}")
         self.method, self.source, self.protocol = method, source, protocol
 
+    @property
+    def has_background(self) -> bool:
+        """Whether labels depend on a background score: neither of ``seg`` nor where maps score it."""
+        return self.source != SEGMENTATION and not self.method.scores_background
+
     def backgrounds(self, value: float | Sequence[float] | None) -> list[float]:
         """Background scores: one, or low and high; those of the method's own training where none is given.
 
         A UserError says that they are not in [0, 1], not ascending, or that the source has none.
         """
-        if self.source == SEGMENTATION:
+        if not self.has_background:
             if value is not None:
-                raise UserError(f"background={value}: source=seg has no background score; leave it out")
+                given = f"background={value}: source={self.source}"
+                raise UserError(f"{given} has no background score; leave it out")
             return [0.0]  # its one label does not depend on the score
         given = self.method.backgrounds if value is None else value
         scores = [float(each) for each in (given if isinstance(given, Sequence) else [given])]
@@ -65,6 +71,7 @@ class LabelSource(nn.Module):
             maps = [own.masked_fill(filling, 0)] * len(backgrounds)
         else:
             maps = self.method.maps(batch, self.source, backgrounds)
+            maps = maps if self.has_background else maps * len(backgrounds)
         if self.protocol.crf is not None:
             sums = [each.sum(1, keepdim=True).clamp(min=1e-8) for each in maps]
             maps = [self.protocol.refine(image, each / total) for each, total in zip(maps, sums, strict=True)]

@@ -17,3 +17,9 @@ def count_over_processes(counts: Tensor, shared: bool) -> tuple[Tensor, int]:
     counts = counts.clone()
     distributed.all_reduce(counts)
     return counts, distributed.get_world_size()
+
+
+def sum_over_processes(sums: Tensor, shared: bool) -> tuple[Tensor, int]:
+    """Sums of all processes, with the gradient of the own ones, and the number of processes; see above."""
+    totals, processes = count_over_processes(sums.detach(), shared)
+    return sums + (totals - sums.detach()), processes

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.optim import AdamWPoly
+from wsss_afa.methods.towers import check_same, pin, towers, weights_of
 from wsss_afa.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
@@ -82,15 +83,17 @@ class Method(L.LightningModule):
     backgrounds: tuple[float, ...] = ()
     """Background scores of the labels that it makes for its own training: one, or low and high."""
     sources: tuple[str, ...] = ()
-    """What labels can be made of beside the segmentation, as `maps` knows it."""
+    """What labels can be made of beside the segmentation, see `maps`; ``static`` needs no training."""
+    scores_background: bool = False
+    """Whether `maps` scores the background itself, so that no background score is asked for."""
     scored: tuple[str, ...] = ()
     """Which labels an evaluation scores beside the segmentation's."""
     augmentation: Mapping[str, Any] = {}
     """Padding and views of training images, as `data.transforms.TrainTransform` takes them."""
     needs_labels: bool = False
     """Whether training batches carry labels that are given (``mask``); else no training mask is opened."""
-    export_heads: Mapping[str, str] = {"probability": "decoder"}
-    """Outputs that an exported file can have, and the part of ``net`` that each needs beside the backbone."""
+    export_heads: Mapping[str, Sequence[str]] = {"probability": ["decoder"]}
+    """Outputs that an exported file can have; parts of ``net`` beside the backbone that each needs."""
 
     def __init__(
         self, net: nn.Module, num_classes: int, phases: Mapping[str, int],
@@ -129,7 +132,10 @@ class Method(L.LightningModule):
         return cast(Network, self.net).segment(image)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Class and segmentation logits, and labels of the sources in `scored` where the batch has masks."""
+        """Class and segmentation logits, and labels of the sources in `scored`.
+
+        The first of these is what the segmentation is held against where there are no masks.
+        """
         return Evaluation(self.classify(batch["image"]), self.segment(batch["image"]), {})
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
@@ -241,7 +247,8 @@ class Method(L.LightningModule):
         for source, label in labels.items():
             self.scores[source].update(label, mask)
         self.average_precision.update(found.class_logits.float(), batch["class_label"].int())
-        self.agreement.update(labels["seg"], batch["class_label"])
+        made = found.labels.get(self.scored[0]) if self.scored else None
+        self.agreement.update(labels["seg"], batch["class_label"], made)
         return labels
 
     @property
@@ -283,8 +290,15 @@ class Method(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the method from the file alone."""
-        checkpoint[RECIPE_KEY] = dict(self.recipe)
+        """Add what rebuilds the method from the file, and leave frozen towers out."""
+        checkpoint[RECIPE_KEY] = pin(self.recipe, self.net)
+        for key in weights_of(towers(self.net), checkpoint["state_dict"], "net."):
+            del checkpoint["state_dict"][key]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in the frozen towers that this run has; a UserError says that those of the file are others."""
+        check_same(checkpoint[RECIPE_KEY], self.recipe, self.net)
+        checkpoint["state_dict"] |= weights_of(towers(self.net), self.state_dict(), "net.")
 
     def compile_network(self) -> None:
         """Compile the parts that take most of the time: backbone and decoder."""

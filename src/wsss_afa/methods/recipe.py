@@ -4,8 +4,8 @@ Beside Lightning's state a checkpoint carries a recipe of plain containers: the 
 method and of its backbone, and the class names. A file from a stranger may name any Python object in that
 configuration, so only modules of this library's methods, models, operators and losses are ever built, unless
 the user trusts another by name; only plain values are handed to them, of the type and in the range that their
-constructors have (`methods.schema`): neither interpolations nor weights to fetch; and weights are made only
-once it is known that those of the file fill them.
+constructors have (`methods.schema`): neither interpolations nor weights to fetch, but for frozen towers
+(`methods.towers`); and weights are made only once it is known that those of the file fill them.
 
 Files of other forms are given a recipe first: those that the programs of the methods' authors wrote
 (``released.py`` of each method), and those that this library wrote when it knew one method only
@@ -15,13 +15,14 @@ Files of other forms are given a recipe first: those that the programs of the me
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
@@ -32,7 +33,9 @@ from wsss_afa.methods.first_form import is_first_form, renew
 from wsss_afa.methods.more import released as more
 from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
 from wsss_afa.methods.toco import released as toco
+from wsss_afa.methods.towers import pinned, weights_of, with_files
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
+from wsss_afa.methods.weclip import released as weclip
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
@@ -60,8 +63,22 @@ class Recipe(_Recipe, total=False):
     """Pixels that training images were reduced to, the longer side; None or missing where they were not."""
 
 
+def make_recipe(cfg: DictConfig, class_names: Sequence[str]) -> Recipe:
+    """The recipe of a program's configuration, for data of these classes."""
+    parts = {
+        name: cast(dict[str, Any], OmegaConf.to_container(cfg[name], resolve=True))
+        for name in ("method", "backbone")
+    }
+    recipe = Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
+    if (side := cfg.data.get("max_side")) is not None:
+        recipe["max_side"] = side
+    return recipe
+
+
 def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
     """A method with random weights, or those that its backbone's configuration names, from any recipe.
+
+    A constructor that has an argument ``class_names`` is given them.
 
     Args:
         trust: dotted names, as in ``module.Class``, of what may be built beside this library's own parts;
@@ -77,7 +94,9 @@ def build(recipe: Recipe, trust: Sequence[str] | None = ()) -> Method:
     for name, part in parts.items():
         if str(part["_target_"]).startswith(OWN):
             check_settings(part, name)
-    method = instantiate(parts["method"], backbone=parts["backbone"], num_classes=len(recipe["class_names"]))
+    names = list(recipe["class_names"])
+    named = {"class_names": names} if "class_names" in parameters(parts["method"]["_target_"]) else {}
+    method = instantiate(parts["method"], backbone=parts["backbone"], num_classes=len(names), **named)
     if not isinstance(method, Method):
         raise UserError(
             f"method._target_={recipe['method'].get('_target_')} is no method: name a class of one"
@@ -124,11 +143,12 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     content, trust = _read(Path(path)), [trust] if isinstance(trust, str) else trust
     try:
         recipe, state = _own(content, trust) if RECIPE_KEY in content else _released(content)
+        named = pinned(content[RECIPE_KEY]) if RECIPE_KEY in content else {}
         if not trust:  # parts of a user's own may need to compute while they are made
             with torch.device("meta"):  # sizes, and no memory
-                check_fit(state, build(cast(Recipe, recipe)).net)
-        method = build(cast(Recipe, recipe), trust)
-        method.net.load_state_dict(check_fit(state, method.net))
+                _fit(state, named, build(cast(Recipe, recipe)).net)
+        method = build(cast(Recipe, with_files(recipe, named, Path(path).parent)), trust)
+        method.net.load_state_dict(_fit(state, named, method.net))
     except UserError as error:
         raise UserError(f"ckpt={path}: {error}") from error
     except (*_BUILDING, HydraException, OmegaConfBaseException) as error:
@@ -206,6 +226,11 @@ def _is_ours(target: Any) -> bool:
     return own and isinstance(made, type) and issubclass(made, nn.Module)
 
 
+def _fit(state: Mapping[str, Tensor], towers: Collection[str], net: nn.Module) -> dict[str, Tensor]:
+    """Weights of a file, and of towers that are filled already, if they fill a network exactly."""
+    return check_fit({**state, **weights_of(towers, net.state_dict())}, net)
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"ckpt={path}: no such file; give the path of a checkpoint, such as runs/…/best.ckpt")
@@ -223,7 +248,11 @@ def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, 
     for mark, read in _PROGRAMS.items():
         if mark in state:
             recipe, renamed = read(state)
-            return recipe | {"class_names": class_names(len(renamed["classifier.weight"]))}, renamed
+            return recipe | {"class_names": class_names(len(renamed["decoder.predict.weight"]) - 1)}, renamed
+    if weclip.MARK in state:
+        names = class_names(len(state["decoder.linear_pred.weight"]) - 1)
+        recipe, renamed = weclip.released_weclip(state, names)
+        return recipe | {"class_names": names}, renamed
     return released_checkpoint(content)
 
 

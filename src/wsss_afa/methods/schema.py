@@ -57,6 +57,7 @@ LENGTHS: Mapping[str, tuple[int, int]] = {
     "scales": (1, 8),
     "dilations": (1, 16),
     "class_names": (1, 65_536),
+    "names": (0, 65_536),
     "positive_weight": (1, 65_536),
 }
 """How many values a setting has by name; others have at most `MAX_LENGTH`."""

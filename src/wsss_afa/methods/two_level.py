@@ -75,9 +75,9 @@ class TwoLevelMethod(Method):
         return terms
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Logits of one pass; with masks both maps are labelled, too."""
+        """Logits of one pass, and labels of both maps."""
         own = self._net.encode(batch["image"])
-        labels = self.map_labels(batch, own) if "mask" in batch else {}
+        labels = self.map_labels(batch, own)
         return Evaluation(self._net.class_logits(own)[0], self._net.decoder([own.last]), labels)
 
     def map_labels(self, batch: Batch, own: Levels) -> dict[str, Tensor]:

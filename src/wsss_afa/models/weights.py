@@ -15,7 +15,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from timm.models import load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -51,6 +51,7 @@ _VIT_FOREIGN = {"mask_token", "visual.class_embedding"}
 """Keys by which files of DINOv2's and CLIP's authors are known."""
 _FILE_TYPES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 _PATIENCE = 10.0  # seconds until the hub counts as silent
+_HUB_FILES = ("pytorch_model.bin", "model.safetensors")  # the better one last
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SOURCES = "a file (.pth, .bin, .safetensors), a URL, or a hub id such as nvidia/mit-b1"
 _HUGGING_FACE_PREFIX = re.compile(r"^(segformer\.)?encoder\.")
@@ -159,6 +160,17 @@ def weights_sha256(source: str) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
+def kept_copy(source: str) -> Path | None:
+    """The file that `read_weights` reads for a source without asking anybody; None where there is none."""
+    path = _kept(source) if "://" in source else Path(source).expanduser()
+    if not path.is_file() and _HUB_ID.fullmatch(source):
+        repository, _, revision = source.partition("@")
+        for name in _HUB_FILES:
+            found = try_to_load_from_cache(repository, name, revision=revision or None)
+            path = Path(found) if isinstance(found, str) else path
+    return path if path.is_file() else None
+
+
 def _locate(source: str) -> Path:
     path, null = Path(source).expanduser(), "or null (random weights)"
     if "://" in source:
@@ -174,9 +186,9 @@ def _from_hub(source: str) -> Path:
     repository, _, revision = source.partition("@")
     try:
         try:
-            return _hub_file(repository, "model.safetensors", revision or None)
+            return _hub_file(repository, _HUB_FILES[-1], revision or None)
         except EntryNotFoundError:
-            return _hub_file(repository, "pytorch_model.bin", revision or None)
+            return _hub_file(repository, _HUB_FILES[0], revision or None)
     except Exception as error:  # unreachable, unknown, private, offline without a copy, or damaged
         raise UserError(
             f"{source}: no such file, and no weights from the hub: check name and connection, or download "
@@ -197,10 +209,14 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path:
     return Path(hf_hub_download(repository, name, revision=revision, local_files_only=not there))
 
 
-def _download(url: str) -> Path:
+def _kept(url: str) -> Path:
     # The name alone (often pytorch_model.bin) would let one model's cached file pass for another's.
     name = f"{sha256(url.encode()).hexdigest()[:16]}-{url.split('?')[0].rsplit('/', 1)[-1]}"
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def _download(url: str) -> Path:
+    path = _kept(url)
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

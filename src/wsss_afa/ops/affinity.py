@@ -85,3 +85,24 @@ def attention_affinity(tokens: AffinityTokens) -> Tensor:
     assert total is not None
     relative = total / total.amax(dim=-1, keepdim=True)
     return (relative + relative.mT) / 2
+
+
+def feature_affinity(features: Tensor, scale: float = 1.0, center: str | None = None) -> Tensor:
+    """Sigmoid of `feature_products`, an affinity of the tokens of a map (B, D, h, w): (B, N, N) in [0, 1]."""
+    return feature_products(features, scale, center).sigmoid()
+
+
+def feature_products(features: Tensor, scale: float = 1.0, center: str | None = None) -> Tensor:
+    """Scaled products FᵀF of the tokens of a map (B, D, h, w): (B, N, N), in float32.
+
+    Without ``center`` that is all, as in WeCLIP. With it tokens have length 1 first, and the mean of the
+    products is taken from them: the mean of the whole ``batch``, as in ExCEL, or of each ``image``.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        tokens = features.float().flatten(2)  # (B, D, N)
+        tokens = tokens if center is None else F.normalize(tokens, dim=1)
+        products = tokens.mT @ tokens
+        if center is not None:
+            axes = (-2, -1) if center == "image" else (-3, -2, -1)
+            products = products - products.mean(axes, keepdim=True)
+        return scale * products

@@ -1,10 +1,12 @@
 """Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
 
+A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
 With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +23,10 @@ from wsss_afa.errors import UserError, say
 from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages
-from wsss_afa.inference.match_data import match_data
+from wsss_afa.inference.open_method import STATIC, open_method
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
-from wsss_afa.methods.recipe import load
+from wsss_afa.methods.recipe import make_recipe
+from wsss_afa.methods.towers import pin
 from wsss_afa.models.weights import weights_sha256
 
 _LOADING = (
@@ -47,13 +50,13 @@ def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
 def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:
     """What labels depend on, in plain containers."""
     data = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    segments, crf = cfg.source == SEGMENTATION, source.protocol.crf
+    crf, recipe = source.protocol.crf, pin(source.method.recipe, source.method.net)
     return {
-        "source": cfg.source,
-        "background": None if segments else scores,
-        "protocol": source.protocol.extra_repr() if segments else None,
+        "source": source.source,
+        "background": scores if source.has_background else None,
+        "protocol": source.protocol.extra_repr() if source.source == SEGMENTATION else None,
         "crf": None if crf is None else crf.extra_repr(),
-        "checkpoint_sha256": weights_sha256(cfg.ckpt),
+        **({"untrained": recipe} if cfg.ckpt is None else {"checkpoint_sha256": weights_sha256(cfg.ckpt)}),
         "split": cfg.split,
         "data": {key: value for key, value in data.items() if key not in _LOADING},
         "class_names": source.method.recipe["class_names"],
@@ -75,13 +78,14 @@ def write(
     """Write what labels the folder lacks; return how many it has then."""
     check_formats(formats := list(cfg.format), of["class_names"])
     folder = LabelFolder(cfg.out, of)
-    before = len(folder.names())
-    trainer = pass_over(
-        images, LabelWriter(source, scores, folder, formats, of["class_names"], images.files), cfg
-    )
+    before, start = len(folder.names()), time.monotonic()
+    writer = LabelWriter(source, scores, folder, formats, of["class_names"], images.files)
+    trainer = pass_over(images, writer, cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        say("labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0))
+        pace = f", {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
+        kept = f", {before} of them from before" * (before > 0)
+        say("labels", f"{folder.root}: {count} PNGs{kept}{pace}")
     return float(count)
 
 
@@ -89,8 +93,8 @@ def sweep(
     cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
     """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
-    if cfg.source == SEGMENTATION:
-        what = "sweep_thresholds=true: source=seg has no background score to vary"
+    if not source.has_background:
+        what = f"sweep_thresholds=true: source={source.source} has no background score to vary"
         raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
@@ -103,14 +107,14 @@ def sweep(
 
 def run(cfg: DictConfig) -> float:
     """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
-    method = load(cfg.ckpt, cfg.trust)
     data: TaggedDataModule = instantiate(cfg.data)
-    match_data(data, method, cfg.ckpt, HydraConfig.get().overrides.task)
+    recipe = None if cfg.get("method") is None else make_recipe(cfg, data.class_names)
+    method = open_method(cfg.ckpt, cfg.trust, recipe, data, HydraConfig.get().overrides.task)
     chosen = choose_images(data, cfg.split, cfg.sweep_thresholds)
     images = WholeImages(chosen, data.eval_transform, data.num_workers, data.skip_broken)
     crf = cfg.dense_crf if cfg.crf else None
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
-    source = LabelSource(method, cfg.source, protocol)
+    source = LabelSource(method, cfg.source or (STATIC if cfg.ckpt is None else "affinity"), protocol)
     scores = source.backgrounds(cfg.background)
     run = sweep if cfg.sweep_thresholds else write
     return run(cfg, source, scores, images, describe(cfg, source, scores))

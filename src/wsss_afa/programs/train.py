@@ -23,19 +23,7 @@ from wsss_afa.cli.memory import keep_freed_memory
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import UserError, printable
 from wsss_afa.methods.base import Method
-from wsss_afa.methods.recipe import Recipe, build
-
-
-def make_recipe(cfg: DictConfig, class_names: tuple[str, ...]) -> Recipe:
-    """Collect what a checkpoint needs to rebuild its method."""
-    parts = {
-        name: cast(dict[str, Any], OmegaConf.to_container(cfg[name], resolve=True))
-        for name in ("method", "backbone")
-    }
-    recipe = Recipe(method=parts["method"], backbone=parts["backbone"], class_names=list(class_names))
-    if (side := cfg.data.get("max_side")) is not None:
-        recipe["max_side"] = side
-    return recipe
+from wsss_afa.methods.recipe import build, make_recipe
 
 
 def use_labels(cfg: DictConfig, data: TaggedDataModule, method: Method) -> None:

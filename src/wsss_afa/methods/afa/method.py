@@ -53,7 +53,9 @@ class AFA(Method):
     """
 
     sources: tuple[str, ...] = ("cam", "par", "affinity")
-    export_heads: Mapping[str, str] = {"probability": "decoder", "cam": "classifier", "score": "classifier"}
+    export_heads: Mapping[str, Sequence[str]] = {
+        "probability": ["decoder"], "cam": ["classifier"], "score": ["classifier"],
+    }  # fmt: skip
     net: AFANet
 
     def __init__(
@@ -118,9 +120,9 @@ class AFA(Method):
         return terms
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """One pass; with masks the activation map and the propagated map are labelled, too."""
+        """One pass; the activation map and the propagated map are labelled, too."""
         output: AFAOutput = self.net(batch["image"])
-        labels = self.labeler.evaluate(self.net, batch, output) if "mask" in batch else {}
+        labels = self.labeler.evaluate(self.net, batch, output)
         return Evaluation(output.class_logits, output.seg_logits, labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:

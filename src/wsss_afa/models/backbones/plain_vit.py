@@ -65,12 +65,14 @@ def plain_vit(name: str, projection: bool, arguments: Mapping[str, Any]) -> Any:
     return model
 
 
-def fill(model: Any, name: str, pretrained: bool | str | None) -> tuple[str | None, str | None]:
+def fill(
+    model: Any, name: str, pretrained: bool | str | None, sha256: str | None = None
+) -> tuple[str | None, str | None]:
     """Load all weights into a model of `plain_vit`; return source and SHA-256 of the file that has them.
 
     ``pretrained`` is True for the weights that timm names; a file, URL or hub id; or None or False for
     weights that stay random, which have neither source nor SHA-256. A UserError says that weights cannot
-    be had or do not fit.
+    be had, do not fit, or have another SHA-256 than the one given, which is found before they are read.
     """
     if not pretrained:
         return None, None
@@ -78,9 +80,13 @@ def fill(model: Any, name: str, pretrained: bool | str | None) -> tuple[str | No
     source = pretrained if isinstance(pretrained, str) else published.get("hf_hub_id") or published.get("url")
     if not source:
         raise UserError(f"backbone.pretrained=true: timm has no weights for {name}; need a file, URL or null")
+    found = weights_sha256(source)
+    if sha256 is not None and found != sha256:
+        what = f"backbone.pretrained={source} has the SHA-256 {found[:12]}…, need {sha256[:12]}…"
+        raise UserError(f"{what}: give the file that the network was trained with")
     state = read_weights(source)
     try:
         model.load_state_dict(fit_vit(state, model))
     except UserError as error:
         raise UserError(f"backbone.pretrained={source} for backbone.name={name}: {error}") from None
-    return source, weights_sha256(source)
+    return source, found

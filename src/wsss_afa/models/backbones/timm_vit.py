@@ -67,6 +67,9 @@ class TimmViT(nn.Module):
         std: standard deviation, likewise.
         model_args: further arguments of timm's constructor, such as ``{img_size: 224}`` where the weights'
             position embedding has another grid than the name says.
+        frozen: nothing at all is trained, and all parts stay in evaluation mode. Weights of a file then stay
+            out of checkpoints, see `methods.towers`.
+        sha256: what the file of weights must have, in hexadecimal; None takes any file.
 
     Beside the attributes of every `FeatureBackbone` it has ``stride``, image pixels per cell along a side,
     ``num_heads`` of a block, ``affinity_head_dim``, d, ``grid``, rows and columns of the position embedding,
@@ -92,19 +95,20 @@ class TimmViT(nn.Module):
         trainable_from: int | None = None, trainable_positions: bool = True, positions: str = "timm",
         fit: str = "pad", drop_path_rate: float = 0.0, activation_checkpointing: bool = False,
         projection: bool = False, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-        model_args: Mapping[str, Any] | None = None,
+        model_args: Mapping[str, Any] | None = None, frozen: bool = False, sha256: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.final_norm = _one_of("final_norm", final_norm, ("last", "all", "none"))
         self.positions = _one_of("positions", positions, POSITIONS)
         self.fit = _one_of("fit", fit, FITS)
         model = plain_vit(name, projection, model_args or {})
-        self.source, self.sha256 = fill(model, name, pretrained)
+        self.source, self.sha256 = fill(model, name, pretrained, sha256)
         depth = len(model.blocks) if depth is None else _within("depth", depth, 1, len(model.blocks))
         self._own(model, depth, projection)
         for block, rate in zip(self.blocks, calculate_drop_path_rates(drop_path_rate, depth), strict=True):
             block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
-        self._freeze(trainable_from, trainable_positions)
+        self.frozen = frozen
+        self._freeze(depth if frozen else trainable_from, trainable_positions)
         self.activation_checkpointing = activation_checkpointing
         _within("num_affinity_blocks", num_affinity_blocks, 0, depth)
         self.affinity_blocks = list(range(depth - num_affinity_blocks, depth))
@@ -167,7 +171,7 @@ class TimmViT(nn.Module):
 
     def train(self, mode: bool = True) -> TimmViT:
         """Set the mode of all parts but the frozen ones, which stay in evaluation mode."""
-        super().train(mode)
+        super().train(mode and not self.frozen)
         for part in self._frozen():
             part.eval()
         return self

@@ -25,6 +25,7 @@ from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.errors import UserError
 from wsss_afa.inference import label_writer
 from wsss_afa.inference.label_source import LabelSource, merge_labels
+from wsss_afa.inference.threshold_choice import border_contrast
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.visualize import save_label, voc_palette
 
@@ -214,6 +215,55 @@ def test_the_sweep_counts_what_would_be_written(run, tmp_path):
     assert sweep["chosen"]["labelled"] == pytest.approx(100 * counted.mean(), abs=1e-3)
 
 
+def test_what_is_told_without_masks(run, tmp_path):
+    """Against plain counting over the labels that would be written."""
+    scores = (0.2, 0.3, 0.6)
+    printed = run("source=par", "choose_threshold=true", f"thresholds={list(scores)}".replace(" ", ""))
+    content = json.loads((tmp_path / "run" / "choice.json").read_text())
+    with Image.open(tmp_path / "run" / "choice.png") as sheet:
+        assert min(sheet.size) > 300
+    labels = {}
+    for score in scores:
+        run("source=par", f"background={score}", f"out={tmp_path}/{score}")
+        labels[score] = np.stack(list(read(tmp_path / f"{score}").values()))
+    run("source=seg", f"out={tmp_path}/seg")
+    seg = np.stack(list(read(tmp_path / "seg").values()))
+    scenes = SyntheticScenes(5, 32, 3)
+    tags = np.stack([scene["class_label"] for scene in scenes]).astype(bool)
+    for record, (lower, score, upper) in zip(
+        content["thresholds"], [(0.2, 0.2, 0.3), (0.2, 0.3, 0.6), (0.3, 0.6, 0.6)], strict=True
+    ):
+        own = labels[score]
+        assert record["background"] == score
+        assert record["covered"] == pytest.approx((own > 0).mean(), abs=1e-4)
+        assert record["undecided"] == pytest.approx((labels[lower] != labels[upper]).mean(), abs=1e-4)
+        shares = np.stack([(own == c).mean((1, 2)) for c in (1, 2, 3)], 1)
+        assert record["found"] == pytest.approx(((shares >= 0.01) & tags).sum() / tags.sum(), abs=1e-4)
+        confusion = confusion_matrix(seg.ravel(), own.ravel(), labels=range(4)).astype(float)
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        iou = (confusion.diagonal() / np.maximum(union, 1))[confusion.sum(1) > 0]
+        assert record["agreement"] == pytest.approx(iou.mean(), abs=1e-4)
+    best = max(content["thresholds"], key=lambda record: record["agreement"])
+    assert content["suggested"] == best
+    assert f"suggested background={best['background']:g}" in printed
+
+
+def test_contrast_along_borders():
+    """Against a loop over all pairs of neighbours."""
+    image, labels = torch.rand(3, 7, 9), torch.randint(3, (2, 7, 9))
+    labels[1] = 0
+    along, all_pairs = [], []
+    for y, x in itertools.product(range(7), range(9)):
+        for below, right in ((y + 1, x), (y, x + 1)):
+            if below < 7 and right < 9:
+                change = (image[:, y, x] - image[:, below, right]).abs().mean().item()
+                all_pairs.append(change)
+                if labels[0, y, x] != labels[0, below, right]:
+                    along.append(change)
+    expected = [np.mean(along) / np.mean(all_pairs), 0]
+    assert border_contrast(image, labels).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_processes_share_the_images_out():
     scenes = SyntheticScenes(7, 32, 3)
     seen = []
@@ -250,6 +300,10 @@ MISTAKES = {
     "thresholds out of range": (
         ["sweep_thresholds=true", "split=val", "thresholds=[4]"],
         r"thresholds=\[4\]",
+    ),
+    "choice of seg": (
+        ["choose_threshold=true", "source=seg"],
+        r"choose_threshold=true: source=seg has no back",
     ),
     "other classes": (["data.num_classes=4", "out=x"], r"knows 3 classes .*give data of"),
     "misspelt": (["backgroud=0.4", "out=x"], r"did you mean background\?"),

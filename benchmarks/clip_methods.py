@@ -4,8 +4,8 @@
     python benchmarks/clip_methods.py --device cuda --precision bfloat16 --crop 320 --batch 4
 
 The first tables have a step of each phase of a method as multiples of the tower's pass. The last is of
-``method=clip_es``: what the label of an image is made of, GradCAM in closed form beside the way of the authors'
-programs, a forward and a backward pass of the last block for each class, weights included.
+``method=clip_es``: what the label of an image is made of, GradCAM in closed form beside the way of the
+authors' programs, a forward and a backward pass of the last block for each class, weights included.
 """
 
 from __future__ import annotations

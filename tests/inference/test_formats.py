@@ -1,4 +1,4 @@
-"""Labels in the forms of other tools, read back by somebody else: exact, whatever the regions and the names."""
+"""Labels in the forms of other tools, read back by somebody else: exact, whatever is drawn."""
 
 from __future__ import annotations
 
@@ -138,7 +138,11 @@ def test_long_runs_of_a_brush():
 @pytest.fixture
 def labelled(tmp_path):
     """Three images with labels: of several classes, one with ignored pixels, one of background alone."""
-    labels = {"a": np.zeros((15, 19), np.uint8), "sub/b c": np.zeros((31, 37), np.uint8), "é": np.zeros((8, 9), np.uint8)}
+    labels = {
+        "a": np.zeros((15, 19), np.uint8),
+        "sub/b c": np.zeros((31, 37), np.uint8),
+        "é": np.zeros((8, 9), np.uint8),
+    }
     labels["a"][ring()] = 2
     labels["a"][5:7, 5:7] = 1
     labels["a"][0, :4] = 255
@@ -183,7 +187,7 @@ def test_yolo(labelled, tmp_path):
         for line in (root / "labels/train" / f"{name}.txt").read_text().splitlines():
             value, *numbers = line.split()
             shape = np.array(numbers, float).reshape(-1, 2)
-            assert (shape >= 0).all() and (shape <= 1).all()
+            assert ((shape >= 0) & (shape <= 1)).all()
             found[as_ultralytics(label, [shape * label.shape[::-1]])] = int(value) + 1
         assert np.array_equal(found, np.where(label == 255, 0, label))
 
@@ -230,7 +234,11 @@ def test_cvat(labelled, tmp_path):
         lines = archive.read("labelmap.txt").decode().splitlines()
         colours = {tuple(map(int, line.split(":")[1].split(","))): line.split(":")[0] for line in lines[1:]}
         assert list(colours.values()) == ["background", *names]
-        assert archive.read("ImageSets/Segmentation/default.txt").decode().splitlines() == ["a", '"sub/b c"', "é"]
+        assert archive.read("ImageSets/Segmentation/default.txt").decode().splitlines() == [
+            "a",
+            '"sub/b c"',
+            "é",
+        ]
         for name, label in labels.items():
             with Image.open(io.BytesIO(archive.read(f"SegmentationClass/{name}.png"))) as picture:
                 assert picture.mode == "RGB"
@@ -249,5 +257,7 @@ def test_names_that_cvat_cannot_hold(names):
 
 @pytest.mark.parametrize("formats", [["coco"], ["png", "jpg"], "png", []])
 def test_formats_that_are_not_known(formats):
-    with pytest.raises(UserError, match=r"need \[png\], or \[png, coco\] with any of coco, yolo, cvat, labelst"):
+    with pytest.raises(
+        UserError, match=r"need \[png\], or \[png, coco\] with any of coco, yolo, cvat, labelst"
+    ):
         check_formats(formats, NAMES)

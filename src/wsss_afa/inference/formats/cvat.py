@@ -34,7 +34,9 @@ def write_cvat(out: Path, images: Sequence[Labelled], class_names: Sequence[str]
     lines = (f"{name}:{','.join(map(str, palette[i]))}::" for i, name in enumerate(names))
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        file.writestr(zipfile.ZipInfo("labelmap.txt"), "\n".join(["# label:color_rgb:parts:actions", *lines, ""]))
+        file.writestr(
+            zipfile.ZipInfo("labelmap.txt"), "\n".join(["# label:color_rgb:parts:actions", *lines, ""])
+        )
         listed = "".join(f"{_quoted(image.name)}\n" for image in images)
         file.writestr(zipfile.ZipInfo("ImageSets/Segmentation/default.txt"), listed)
         for image in images:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsss_afa.data.images import open_image, read_mask
+from wsss_afa.inference.image_files import below_one_folder
 
 
 class Labelled(NamedTuple):
@@ -42,3 +43,16 @@ def from_names(names: Sequence[str], labels: Sequence[Path], images: Mapping[str
         folder = Path(path.as_posix()[: -len(file)]) if path and inside else None
         found.append(Labelled(name, file, folder, label))
     return found
+
+
+def from_records(records: Sequence[Mapping[str, Any]], out: Path) -> list[Labelled]:
+    """Predictions as `Prediction.save` and the program describe them, without those that failed."""
+    folder, files = below_one_folder([Path(record["file"]) for record in records])
+    return [
+        Labelled(
+            record["mask"].removeprefix("masks/").removesuffix(".png"), Path(file).as_posix(), folder,
+            out / record["mask"],
+        )
+        for record, file in zip(records, files, strict=True)
+        if "mask" in record
+    ]  # fmt: skip

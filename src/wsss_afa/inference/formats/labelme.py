@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ def write_labelme(out: Path, images: Sequence[Labelled], class_names: Sequence[s
     """Write ``labelme/NAME.json``, and ``labelme/labels.txt`` with the names of all classes."""
     root = out / "labelme"
     for image in images:
-        path, label = root / PurePosixPath(image.file).with_suffix(".json"), image.read()
-        source = os.path.relpath(image.folder / image.file, path.absolute().parent) if image.folder else image.file
+        path, label = root / f"{image.name}.json", image.read()
+        source = (
+            os.path.relpath(image.folder / image.file, path.absolute().parent) if image.folder else image.file
+        )
         content = {
             "version": "5.5.0", "flags": {}, "shapes": _shapes(label, class_names),
             "imagePath": Path(source).as_posix(), "imageData": None,

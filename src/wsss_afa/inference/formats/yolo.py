@@ -9,17 +9,24 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.inference.formats.labelled import Labelled
 from wsss_afa.inference.formats.polygons import polygons
 
 
 def write_yolo(out: Path, images: Sequence[Labelled], class_names: Sequence[str]) -> Path:
-    """Write ``yolo/data.yaml`` and ``yolo/labels/train/NAME.txt``, for images in ``yolo/images/train``."""
-    root = out / "yolo"
+    """Write ``yolo/data.yaml`` and ``yolo/labels/train/NAME.txt``, for images in ``yolo/images/train``.
+
+    A UserError says that two images differ in nothing but their ending.
+    """
+    root, written = out / "yolo", dict[str, str]()
     for image in images:
         text = "".join(f"{line}\n" for line in _lines(image.read(), len(class_names)))
-        write_whole(root / "labels" / "train" / PurePosixPath(image.file).with_suffix(".txt"), text)
+        name = PurePosixPath(image.file).with_suffix(".txt").as_posix()
+        if (other := written.setdefault(name, image.file)) != image.file:
+            raise UserError(f"format=yolo: {other} and {image.file} have one label file: rename one of them")
+        write_whole(root / "labels" / "train" / name, text)
     names = "".join(f"  {i}: {json.dumps(name, ensure_ascii=False)}\n" for i, name in enumerate(class_names))
     write_whole(root / "data.yaml", f"train: images/train\nval: images/train\nnames:\n{names}")
     return root / "data.yaml"

@@ -16,7 +16,12 @@ from wsss_afa.cli.corrections import Known
 from wsss_afa.errors import UserError
 
 _PLUGINS = ("optuna", "joblib", "submitit")
-_EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
+_EXTRAS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "onnx": "export",
+    **dict.fromkeys(_PLUGINS, "sweep"),
+}
 """The extra of ours that brings packages with this in their names."""
 _REMEDIES = {"No supported gpu backend found!": " Without one: trainer.accelerator=cpu"}
 """What to do about a sentence of Lightning's that does not say it."""

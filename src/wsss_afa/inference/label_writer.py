@@ -9,15 +9,28 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet, own_share
 from wsss_afa.data.transforms import EvalTransform
-from wsss_afa.errors import say
+from wsss_afa.errors import UserError, say
 from wsss_afa.inference.formats.labelled import from_names
 from wsss_afa.inference.formats.writers import write_formats
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.types import Batch
 from wsss_afa.visualize import save_label
+
+
+def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
+    """The images to label; those of ``val`` have masks, if there are any."""
+    if split not in ("train", "val"):
+        raise UserError(f"split={split} is not known; need train or val")
+    if sweep and (split == "train" or not data.has_masks):
+        raise UserError(
+            "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on "
+            "data that has masks (VOC's training images: split=val data.val_split=train)"
+        )
+    return data.make_set(split)
 
 
 class WholeImages(L.LightningDataModule):

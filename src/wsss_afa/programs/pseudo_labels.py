@@ -19,11 +19,11 @@ from rich.console import Console
 
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
-from wsss_afa.data.sampler import SampleSet, say_skipped
-from wsss_afa.errors import UserError, say
+from wsss_afa.data.sampler import say_skipped
+from wsss_afa.errors import say
 from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
-from wsss_afa.inference.label_writer import LabelWriter, WholeImages
+from wsss_afa.inference.label_writer import LabelWriter, WholeImages, choose_images
 from wsss_afa.inference.open_method import STATIC, open_method
 from wsss_afa.inference.threshold_choice import ThresholdChoice
 from wsss_afa.inference.threshold_sweep import ThresholdSweep, check_thresholds
@@ -35,18 +35,6 @@ _LOADING = (
     "batch_size", "crop_size", "num_workers", "scale", "flip", "seed", "balanced", "skip_broken", "window",
 )  # fmt: skip
 """Settings of data that no label depends on."""
-
-
-def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:
-    """The images to label; those of ``val`` have masks, if there are any."""
-    if split not in ("train", "val"):
-        raise UserError(f"split={split} is not known; need train or val")
-    if sweep and (split == "train" or not data.has_masks):
-        raise UserError(
-            "sweep_thresholds=true compares with masks, which training sets never have: set split=val, on "
-            "data that has masks (VOC's training images: split=val data.val_split=train)"
-        )
-    return data.make_set(split)
 
 
 def describe(cfg: DictConfig, source: LabelSource, scores: list[float]) -> dict[str, Any]:

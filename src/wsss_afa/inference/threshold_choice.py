@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -115,7 +115,8 @@ class ThresholdChoice(L.LightningModule):
         super().__init__()
         self.source, self.thresholds = source, sorted(set(thresholds))
         self.segmentation = LabelSource(source.method, SEGMENTATION, source.protocol)
-        self._agreement = nn.ModuleList(SegmentationMetrics(1 + len(class_names)) for _ in self.thresholds)
+        agreement = nn.ModuleList(SegmentationMetrics(1 + len(class_names)) for _ in self.thresholds)
+        self._agreement = cast(Sequence[SegmentationMetrics], agreement)
         self.census = LabelCensus(len(self.thresholds))
         self.results: dict[str, Any] = {}
         self.shown: list[Shown] = []

@@ -23,11 +23,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  {fflush()}'
 	@touch $@
 
-demo: $(VENV)/installed ## Train on generated scenes, evaluate, and name the pictures
+demo: $(VENV)/installed ## Train on generated scenes, evaluate, and name a page to open
 	$(RUN) -m wsss_afa.train +experiment=demo hydra.run.dir=$(DEMO)
 	$(RUN) -m wsss_afa.evaluate ckpt=$(DEMO)/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/evaluation
-	@echo "Pictures, a column for each stage from activation map to prediction:"
-	@ls $(DEMO)/pictures/*.png $(DEMO)/evaluation/pictures/*.png
+	@echo
+	@echo "Open $(DEMO)/evaluation/report.html in a browser. What to look at:"
+	@echo "  the scores    segmentation is what the network learned; CAM is where its classifier looks, and where it began"
+	@echo "  the pictures  from left to right: image, CAM, refined label, propagated label, prediction, truth"
+	@echo "  the worst     which of these steps goes wrong first; $(DEMO)/pictures shows how they grew in training"
+	@echo "Next: wsss-afa predict ckpt=$(DEMO)/checkpoints/best.ckpt source=PHOTOS, after source $(VENV)/bin/activate"
 
 test: $(VENV)/installed ## Run the tests, on all cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

@@ -11,6 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import clip_methods
 import scaling
 import timing
 import token_methods
@@ -61,6 +62,19 @@ def test_steps_of_token_methods_are_multiples_of_the_networks_pass(capsys):
     assert toco["network"][1] == more["network"][1] == "1.00"
     assert {"step, contrast", "image and view in one pass", "in the passes of the program"} < set(toco)
     assert {"step, classification", "step, main"} < set(more)
+
+
+def test_steps_on_a_frozen_clip_are_multiples_of_its_pass_and_labels_have_their_pace(capsys):
+    tower = "++backbone.model_args={embed_dim: 24, depth: 6, num_heads: 2, num_classes: 8}"
+    words = [tower, "--rounds", "1", "--threads", "1", "--crop", "64", "--classes", "3"]
+    clip_methods.main(words)
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    found = {each.partition(",")[0]: rows_of(each) for each in tables}
+    assert found["weclip"]["tower"][1] == found["excel"]["tower"][1] == "1.00"
+    assert {"step, static", "step, refined"} < set(found["weclip"])
+    labels = found["clip_es"]
+    assert {"GradCAM of 2, closed form", "GradCAM of 2, class by class", "label, source=static"} < set(labels)
+    assert float(labels["label, source=walk"][1]) > float(labels["label, source=static"][1])
 
 
 def test_growth_is_compared_with_the_first_value(capsys, monkeypatch):

@@ -84,3 +84,32 @@ def test_the_changelog_opens_with_this_version():
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] in ("Unreleased", PROJECT["version"])
+
+
+def test_releases_of_lightning_that_stole_credentials_are_left_out():
+    lightning = next(
+        need for line in PROJECT["dependencies"] if (need := Requirement(line)).name == "lightning"
+    )
+    assert "2.6.1" in lightning.specifier
+    assert not {"2.6.2", "2.6.3"} & set(lightning.specifier.filter(["2.6.2", "2.6.3", "2.6.4"]))
+
+
+def test_the_readme_lists_every_extra():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(PROJECT["optional-dependencies"]) == set(re.findall(r"^\| `\[(\w+)\]`", text, re.MULTILINE))
+
+
+def test_the_dockerfile_installs_what_there_is():
+    """It is built nowhere here: its stages, the files that it copies, and the extras that it names exist."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE)
+    assert [name for _, name in stages] == ["base", "cpu", "cuda"]
+    assert [origin for origin, _ in stages[1:]] == ["base", "base"]
+    copied = " ".join(re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE)).split()
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert f"!{name}\n" in ignored
+    extras = {extra for names in re.findall(r"\.\[([\w,]+)\]", text) for extra in names.split(",")}
+    assert extras <= set(PROJECT["optional-dependencies"])
+    assert text.count("USER 1000") == text.count('ENTRYPOINT ["wsss-afa"]') == 2

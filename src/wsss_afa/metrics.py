@@ -23,7 +23,8 @@ COLUMNS = {
 """What is scored, in the order of tables."""
 RULES = {"val/agreement": "agreement with tags", "val/map_cls": "mAP"}
 """Titles of scores that need no masks."""
-_FOUND = 0.01  # share of an image's pixels from which on a class counts as found
+FOUND = 0.01
+"""Share of an image's pixels from which on a class counts as found."""
 _SATURATED = 0.02  # affinity this near to 0 or 1 has next to no gradient
 
 
@@ -174,7 +175,7 @@ class TagAgreement(Metric):
         self.inside += (shares * own).sum(0)
         self.outside += (shares * (1 - own)).sum(0)
         self.tagged += own.sum(0)
-        self.found += (own * (shares >= _FOUND)).sum(0)
+        self.found += (own * (shares >= FOUND)).sum(0)
         if made is not None:
             self.pairs += count_pairs(label, made, outputs)
 

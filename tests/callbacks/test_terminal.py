@@ -268,7 +268,7 @@ def test_a_missing_launcher_is_named_with_its_extra(run):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("wandb", "pip install wandb"),
+        ("wandb", "pip install 'wsss-afa[wandb]'"),
         ("optuna.samplers", "pip install 'wsss-afa[sweep]'"),
         ("wsss_afa.x", None),
     ],

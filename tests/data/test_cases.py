@@ -225,9 +225,8 @@ REFUSED = {
         r"cat/a_mask\.png beside cat/a\.png, which looks like masks",
     ),
     "YOLO": (
-        placed("train/images", "valid/images")
-        | {"train/labels/train_images0.txt": "0 0.5 0.5 0.2 0.2\n", "data.yaml": "names: [cat]\n"},
-        "is a label of YOLO",
+        placed("train/images", "valid/images") | {"train/labels/train_images0.txt": "0 0.5 0.5 0.2 0.2\n"},
+        "is a label of YOLO, whose classes have no names; add data.yaml",
     ),
     "spreadsheet": (photos(*"ab") | {"labels.xlsx": "PK"}, r"labels\.xlsx is no text; save"),
     "table elsewhere": (

@@ -24,6 +24,7 @@ from wsss_afa.methods.afa.attention_points import Walk, attention_of, look
 from wsss_afa.metrics import describe_labels
 from wsss_afa.models.backbones.mix_transformer import attention_logits
 from wsss_afa.ops.labels import own_classes
+from wsss_afa.programs import train as work
 from wsss_afa.types import Activation, AffinityTokens, PseudoLabels
 from wsss_afa.visualize import Scene, confusion_figure, mark_point, paint_scene, to_pixels
 
@@ -258,3 +259,18 @@ def test_a_server_that_never_answers_is_given_up(tmp_path):
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert line.startswith("wandb     offline (")
     assert line.endswith(f"upload with: wandb sync {folder}")
+
+
+def test_without_the_package_an_experiments_choice_is_left_out_and_ones_own_is_an_error(monkeypatch, capsys):
+    words = []
+    monkeypatch.setattr(work, "find_spec", lambda name: None)
+    chosen = SimpleNamespace(overrides=SimpleNamespace(task=words))
+    monkeypatch.setattr(work, "HydraConfig", SimpleNamespace(get=lambda: chosen))
+    for word, left in (("seed=1", ["csv"]), ("logger=wandb", ["csv", "wandb"])):
+        words[:] = [word]
+        with initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
+            cfg = compose("train", ["+experiment=voc"])
+        work.leave_out_missing_logger(cfg)
+        assert sorted(cfg.logger) == left
+    line = "logger    metrics.csv alone: wandb is not installed (pip install 'wsss-afa[wandb]')\n"
+    assert capsys.readouterr().out == line

@@ -58,10 +58,14 @@ SMALL = {
     ],
     "clip_es": ["method.layers=3"],
     "more": [],
-    "weclip": ["method.layers={static: 2, affinity: 3}", "method.dropout=0"],
+    "weclip": [
+        "method.layers={static: 2, affinity: 3}", "method.dropout=0", "optim.head_multiplier=1",
+        "optim.decoder_multiplier=1",
+    ],
     "weclip_plus": [
         "method.layers={static: 2, affinity: 3}", "method.dropout=0", "method.dino.pretrained=null",
-        "++method.dino.model_args={embed_dim: 24, depth: 2, num_heads: 2}",
+        "++method.dino.model_args={embed_dim: 24, depth: 2, num_heads: 2}", "optim.head_multiplier=1",
+        "optim.decoder_multiplier=1",
     ],
     "toco": ["method.projection={hidden: 32, bottleneck: 8, outputs: 24}", "method.crops.side=32"],
 }  # fmt: skip
@@ -73,8 +77,9 @@ CHOICES = {name: [f"method={name}"] for name in METHODS} | {
     ],
 }  # fmt: skip
 """Every method on the backbone that it names itself, and AFA on a plain ViT."""
-TOKENS = sorted(SMALL)
-"""Methods without statistics of a batch and without dropout."""
+TOKENS = sorted(set(SMALL) - {"clip_es", "weclip"})
+"""Methods without statistics of a batch and without dropout, which train. A tower of random weights attends
+nearly evenly, and labels along its attention alone, WeCLIP's first ones, are made of rounding errors."""
 PHASE_STEPS = 2
 
 
@@ -199,7 +204,7 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(run, tmp_path):
     """Through all phases; of AFA, whose network has statistics of a batch, `test_processes` does it."""
     name, folder, command = run
     if name not in TOKENS:
-        pytest.skip("its network has statistics of a batch")
+        pytest.skip("its network has statistics of a batch, or its first labels hang on rounding")
     run_as_two(train, tmp_path, *command, f"hydra.run.dir={tmp_path}/run")
     runs = (tmp_path / "run", folder)
     two, one = (

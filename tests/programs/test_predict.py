@@ -102,6 +102,27 @@ def test_tags_and_settings_reach_the_predictor(checkpoint, photos, tmp_path):
     assert content["tags"] == ["red", "deep blue"]
 
 
+def test_masks_for_annotation_tools(checkpoint, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [f"ckpt={checkpoint}", f"out={out}", f"hydra.run.dir={tmp_path}/run", "cams=false"]
+    formats = "format=[png,coco,cvat,labelstudio,labelme]"
+    (photos / "below" / "broken.jpg").write_bytes(b"no image")
+    code, message = run_predict(*arguments, f"source={photos}", formats)
+    assert (code, "1 of 5 images failed" in message) == (1, True)
+    assert f"written   {out}/cvat.zip" in capsys.readouterr().out
+    content = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b.jpg", "b.png", "below/a.png"]
+    assert {category["name"] for category in content["categories"]} == set(NAMES)
+    shapes = json.loads((out / "labelme/below/a.json").read_text())
+    assert (out / "labelme/below" / shapes["imagePath"]).resolve() == photos / "below/a.png"
+    assert (out / "labelme/b.jpg.json").is_file()
+    assert run_predict(*arguments, f"source={photos}/a.png", "format=[png,yolo]") == (0, "")
+    assert (out / "yolo/labels/train/a.txt").read_text()
+    code, message = run_predict(*arguments, f"source=[{photos}/b.jpg,{photos}/b.png]", "format=[png,yolo]")
+    assert "format=yolo: b.jpg and b.png have one label file: rename one" in message
+    assert "need [png], or" in run_predict(*arguments, f"source={photos}/a.png", "format=coco")[1]
+
+
 def test_one_tag_needs_no_brackets(checkpoint, photos, tmp_path):
     arguments = [f"ckpt={checkpoint}", f"source={photos}/a.png", f"hydra.run.dir={tmp_path}/run"]
     assert run_predict(*arguments, "tags=red") == (0, "")

@@ -25,6 +25,7 @@ from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.errors import UserError
 from wsss_afa.inference import label_writer
 from wsss_afa.inference.label_source import LabelSource, merge_labels
+from wsss_afa.inference.threshold_choice import border_contrast
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.visualize import save_label, voc_palette
 
@@ -183,12 +184,12 @@ def test_loading_settings_do_not_count(run, tmp_path):
 def test_coco_gives_the_labels_back(run, tmp_path, capsys):
     out = tmp_path / "labels"
     run("source=par", f"out={out}", "format=[png,coco]")
-    coco = COCO(str(out / "labels.json"))
+    coco = COCO(str(out / "coco.json"))
     assert [each["name"] for each in coco.loadCats(coco.getCatIds())] == [*CLASSES, "ignored"]
     names = {image["file_name"]: image["id"] for image in coco.loadImgs(coco.getImgIds())}
     for name, label in read(out).items():
         found = np.zeros_like(label)
-        for annotation in coco.loadAnns(coco.getAnnIds(names[name])):
+        for annotation in coco.loadAnns(coco.getAnnIds(names[f"{name}.png"])):
             found[coco.annToMask(annotation).astype(bool)] = annotation["category_id"]
             assert annotation["iscrowd"] == (annotation["category_id"] == 255)
             assert annotation["area"] == (label == annotation["category_id"]).sum()
@@ -212,6 +213,55 @@ def test_the_sweep_counts_what_would_be_written(run, tmp_path):
         iou = (confusion.diagonal() / union)[confusion.sum(1) > 0]
         assert record["miou"] == pytest.approx(100 * iou.mean(), abs=1e-3)
     assert sweep["chosen"]["labelled"] == pytest.approx(100 * counted.mean(), abs=1e-3)
+
+
+def test_what_is_told_without_masks(run, tmp_path):
+    """Against plain counting over the labels that would be written."""
+    scores = (0.2, 0.3, 0.6)
+    printed = run("source=par", "choose_threshold=true", f"thresholds={list(scores)}".replace(" ", ""))
+    content = json.loads((tmp_path / "run" / "choice.json").read_text())
+    with Image.open(tmp_path / "run" / "choice.png") as sheet:
+        assert min(sheet.size) > 300
+    labels = {}
+    for score in scores:
+        run("source=par", f"background={score}", f"out={tmp_path}/{score}")
+        labels[score] = np.stack(list(read(tmp_path / f"{score}").values()))
+    run("source=seg", f"out={tmp_path}/seg")
+    seg = np.stack(list(read(tmp_path / "seg").values()))
+    scenes = SyntheticScenes(5, 32, 3)
+    tags = np.stack([scene["class_label"] for scene in scenes]).astype(bool)
+    for record, (lower, score, upper) in zip(
+        content["thresholds"], [(0.2, 0.2, 0.3), (0.2, 0.3, 0.6), (0.3, 0.6, 0.6)], strict=True
+    ):
+        own = labels[score]
+        assert record["background"] == score
+        assert record["covered"] == pytest.approx((own > 0).mean(), abs=1e-4)
+        assert record["undecided"] == pytest.approx((labels[lower] != labels[upper]).mean(), abs=1e-4)
+        shares = np.stack([(own == c).mean((1, 2)) for c in (1, 2, 3)], 1)
+        assert record["found"] == pytest.approx(((shares >= 0.01) & tags).sum() / tags.sum(), abs=1e-4)
+        confusion = confusion_matrix(seg.ravel(), own.ravel(), labels=range(4)).astype(float)
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        iou = (confusion.diagonal() / np.maximum(union, 1))[confusion.sum(1) > 0]
+        assert record["agreement"] == pytest.approx(iou.mean(), abs=1e-4)
+    best = max(content["thresholds"], key=lambda record: record["agreement"])
+    assert content["suggested"] == best
+    assert f"suggested background={best['background']:g}" in printed
+
+
+def test_contrast_along_borders():
+    """Against a loop over all pairs of neighbours."""
+    image, labels = torch.rand(3, 7, 9), torch.randint(3, (2, 7, 9))
+    labels[1] = 0
+    along, all_pairs = [], []
+    for y, x in itertools.product(range(7), range(9)):
+        for below, right in ((y + 1, x), (y, x + 1)):
+            if below < 7 and right < 9:
+                change = (image[:, y, x] - image[:, below, right]).abs().mean().item()
+                all_pairs.append(change)
+                if labels[0, y, x] != labels[0, below, right]:
+                    along.append(change)
+    expected = [np.mean(along) / np.mean(all_pairs), 0]
+    assert border_contrast(image, labels).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_processes_share_the_images_out():
@@ -250,6 +300,10 @@ MISTAKES = {
     "thresholds out of range": (
         ["sweep_thresholds=true", "split=val", "thresholds=[4]"],
         r"thresholds=\[4\]",
+    ),
+    "choice of seg": (
+        ["choose_threshold=true", "source=seg"],
+        r"choose_threshold=true: source=seg has no back",
     ),
     "other classes": (["data.num_classes=4", "out=x"], r"knows 3 classes .*give data of"),
     "misspelt": (["backgroud=0.4", "out=x"], r"did you mean background\?"),
@@ -295,3 +349,22 @@ def test_unreadable_images_are_named_or_skipped(run, tmp_path):
     assert "skipped   1 unreadable images" in run(*own, "data.skip_broken=true", scenes=[])
     found = sorted(path.stem for path in (tmp_path / "labels").rglob("*.png"))
     assert found == ["train_disc", "train_triangle"]
+
+
+def test_labels_for_annotation_tools(run, tmp_path):
+    formats = "format=[png,coco,yolo,cvat,labelstudio,labelme]"
+    for i, place in enumerate(("train/disc", "train/box", "train/triangle", "val/disc")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        Image.new("RGB", (40, 33), (90 * (i % 2), 9, 9)).save(tmp_path / "photos" / place / f"{i} x.jpg")
+    (tmp_path / "photos" / "classes.txt").write_text("\n".join(CLASSES))
+    own = ["data=folder", f"data.root={tmp_path}/photos", "data.num_workers=0", f"out={tmp_path}/labels"]
+    printed = run("source=cam", *own, formats, scenes=[])
+    names = ("coco.json", "yolo/data.yaml", "cvat.zip", "label_studio.json", "labelme")
+    assert all(f"labels    {tmp_path}/labels/{name}\n" in printed for name in names)
+    files = [
+        image["file_name"] for image in json.loads((tmp_path / "labels/coco.json").read_text())["images"]
+    ]
+    assert files == ["train/box/1 x.jpg", "train/disc/0 x.jpg", "train/triangle/2 x.jpg"]
+    tasks = json.loads((tmp_path / "labels/label_studio.json").read_text())
+    assert tasks[0]["data"]["image"] == "/data/local-files/?d=photos/train/box/1%20x.jpg"
+    assert "3 of them from before" in run("source=cam", *own, formats, scenes=[])  # nothing of it is a label

@@ -34,6 +34,8 @@ EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130  # EX_TEMPFAIL of sysexits.h, which not
 RESUME_HINT = "the same command with hydra.run.dir=… of this run then goes on from its newest checkpoint"
 """Ends the line of a fault that a run survives."""
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+"""Those that stop a run; Windows has no SIGUSR1."""
 _SEVERED = re.compile(
     r"^Dist\w+Error|gloo/transport|NCCL|pair closure|Application timeout|Socket Timeout"
     r"|Connection (reset|closed|refused)|[Tt]imed out"
@@ -55,7 +57,7 @@ class Interruption(Callback):
     def on_train_start(self, *_: Any) -> None:
         """Take the signals over; Lightning puts the former handlers back in the end."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            for number in _SIGNALS:
                 signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -88,7 +90,7 @@ class Interruption(Callback):
             where = f"at step {trainer.global_step} of {trainer.max_steps} by {received.name}"
             again = f"the same command with hydra.run.dir={self.directory.parent} goes on"
             print(f"stopped   {where}: {again}", flush=True)
-            if received == signal.SIGUSR1 and SLURMEnvironment.detect():
+            if received.name == "SIGUSR1" and SLURMEnvironment.detect():
                 _requeue()
         raise SystemExit(EXIT_INTERRUPTED if received == signal.SIGINT else EXIT_STOPPED)
 

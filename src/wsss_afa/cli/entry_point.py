@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.cli.corrections import Known, check_options, overrides
 from wsss_afa.cli.help_page import help_page
-from wsss_afa.cli.messages import message, overrides
+from wsss_afa.cli.messages import message
 from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.cli.run_folder import release
 from wsss_afa.errors import UserError, printable
@@ -45,16 +46,18 @@ class Program:
         self.name, self.task = name, task
         self.folder: Path | None = None
         """Of the latest run that has begun in this process."""
+        self.at_work = False
         update_wrapper(self, task)
 
     def __call__(self) -> None:
         """Do what the command line says."""
-        self.folder = None
+        self.folder, self.at_work = None, False
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
         _quieten()
         _write_all_characters()
         try:
             refuse_renamed(sys.argv[1:])
+            check_options(sys.argv[1:])
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(help_page(self.name, overrides()))
                 return
@@ -64,9 +67,11 @@ class Program:
         except BrokenPipeError:  # whoever read the output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if self.folder is not None:
                 raise
+            if isinstance(error, ValueError):  # Hydra's word for options that contradict each other
+                sys.exit(f"error: {printable(error)}")
             sys.exit(f"error: hydra.run.dir cannot be written ({error}): choose another folder")
         finally:
             release()
@@ -97,15 +102,31 @@ class Program:
         def guarded(cfg: DictConfig) -> float:
             self.folder = Path(HydraConfig.get().runtime.output_dir)
             try:
-                _check(cfg)
+                self._check(cfg)
+                self.at_work = True
                 return self.task(cfg)
             except _MISTAKES as error:  # before Hydra announces it with a line of its own
                 self._stop(error)
 
         return guarded
 
+    def _check(self, cfg: DictConfig) -> None:
+        """Raise a UserError for a setting that nothing reads, or of a type that its part does not take."""
+        known = Known(self.name, sys.argv[1:])
+        for name in known.strangers():
+            raise UserError(known.why_not(name))
+        try:
+            config = OmegaConf.to_container(cfg, resolve=True)
+        except OmegaConfBaseException:  # one is missing, or is for the program to say
+            return
+        if isinstance(config, dict) and "_target_" in str(config):
+            from wsss_afa.methods.schema import check_parts  # takes torch's time
+
+            others_repeat = sorted(config, key="trainer".__ne__)
+            check_parts({name: config[name] for name in others_repeat})
+
     def _stop(self, error: Exception) -> NoReturn:
-        text = message(error, self.name)
+        text = message(error, self.name, self.at_work)
         if text is None:
             raise error
         sys.exit(f"error: {printable(text)}")
@@ -126,20 +147,6 @@ def _command_line(words: list[str]) -> Iterator[None]:
             yield
     finally:
         sys.argv, warnings.formatwarning = before, shown
-
-
-def _check(cfg: DictConfig) -> None:
-    """Raise a UserError for a setting of a type that its part does not take."""
-    try:
-        config = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException:  # one is missing, or is for the program to say
-        return
-    if isinstance(config, dict) and "_target_" in str(config):
-        from wsss_afa.methods.schema import check_parts  # takes torch's time
-
-        check_parts(
-            {name: config[name] for name in sorted(config, key="trainer".__ne__)}
-        )  # others repeat its
 
 
 def _quieten() -> None:

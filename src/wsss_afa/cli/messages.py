@@ -5,34 +5,45 @@ Hydra, Lightning, torch and timm say what they refuse in paragraphs of their own
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
 
-import hydra
 from hydra.errors import ConfigCompositionException, InstantiationException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.cli.corrections import Known
 from wsss_afa.errors import UserError
 
 _PLUGINS = ("optuna", "joblib", "submitit")
-_EXTRAS = {"tensorboard": "tensorboard", "onnx": "export", **dict.fromkeys(_PLUGINS, "sweep")}
+_EXTRAS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "onnx": "export",
+    **dict.fromkeys(_PLUGINS, "sweep"),
+}
 """The extra of ours that brings packages with this in their names."""
-_DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "gpu": "cuda"}
-_TWINS = {"device": "trainer.accelerator", "trainer.accelerator": "device"}
-"""Two names of one thing: programs with a Trainer have one, the others the other."""
 _REMEDIES = {"No supported gpu backend found!": " Without one: trainer.accelerator=cpu"}
 """What to do about a sentence of Lightning's that does not say it."""
 
 
-def message(error: Exception, config_name: str) -> str | None:
-    """What the user can mend, or None for a bug of ours; entry points print it as one line."""
+def message(error: Exception, config_name: str, at_work: bool = False) -> str | None:
+    """What the user can mend, or None for a bug of ours; entry points print it as one line.
+
+    Args:
+        error: What was raised.
+        config_name: Name of the program.
+        at_work: Whether the settings were right, and the program did its work.
+    """
+    known = Known(config_name, sys.argv[1:])
+    text = _reason(error, known)
+    command = None if at_work or text is None else known.command()
+    if command is None:
+        return text
+    return f"{text}{' Write' if str(text).endswith('?') else '; write'} {command}"
+
+
+def _reason(error: Exception, known: Known) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, InstantiationException | ImportError):
@@ -42,7 +53,7 @@ def message(error: Exception, config_name: str) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
-        return _override(error, config_name)
+        return _override(error, known)
     return " ".join(str(error).split())
 
 
@@ -98,123 +109,37 @@ def _first(text: str) -> str:
 
 
 def _unreadable(word: str) -> str:
-    """How to write a word that the grammar of overrides does not take."""
-    key, equals, value = word.partition("=")
-    if not equals:
+    """What is wrong with a word that the grammar of overrides does not take."""
+    if "=" not in word:
         return f"{word} is no setting: write SETTING=VALUE; --help lists those there are"
-    quoted = f"{key}='{value.strip(chr(39))}'"
-    return f'{word} has a sign with a meaning of its own: write "{quoted}"'
+    return f"{word} has a sign with a meaning of its own"
 
 
-def _override(error: Exception, config_name: str) -> str:
+def _override(error: Exception, known: Known) -> str:
     """What is wrong with an override, and the nearest setting that exists."""
     text = " ".join(str(error).split())
     if match := re.search(r"Ambiguous value for argument '(.+?)' 1\. To use", text):
         return f"{_unreadable(match[1])}; several values take -m"
-    if match := re.search(r"Could not find '(?:([^']+)/)?([^'/]+)'", text):
-        return _file(match[1] or "", match[2])
-    if match := re.search(r"Multiple values for (\S+)\. To", text):
-        return f"{match[1]} is given several times: give it once"
-    match = re.search(r"Could not override '([^'@]+)", text)
+    if match := re.search(r"Could not find '([^']*)'", text):
+        return _file(match[1], known)
+    if match := re.search(r"Multiple values for (\S+)\. To|An item is already at '(\S+)'", text):
+        return f"{match[1] or match[2]} is given several times: give it once, without a plus"
+    match = re.search(
+        r"(?:Could not override|delete from config\.|groups is not supported:) '\+*([^'@=]+)", text
+    )
     if match is None:
         return re.split(r" Config search path:| See https?:", text)[0]
-    name = match[1]
-    if name.partition("/")[0] in _groups():
-        return _group(name, config_name)
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        known = _keys(OmegaConf.to_container(hydra.compose(config_name, _choices(overrides(), config_name))))
-    if _TWINS.get(name) in known:
-        value = _DEVICES.get(_value(name).partition(":")[0], "auto")
-        return f"{name} is no setting of this run; here it is {_TWINS[name]}={value}"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "--help lists those there are"
-    return f"{name} is no setting of this run; {hint}"
+    return known.why_not(match[1])
 
 
-def _file(group: str, name: str) -> str:
+def _file(path: str, known: Known) -> str:
     """What to choose in the place of a file that is not there."""
+    group = next((each for each in known.groups if path.startswith(f"{each}/")), path.rpartition("/")[0])
+    name = path.removeprefix(f"{group}/")
     if plugin := re.match(rf"(?:{'|'.join(_PLUGINS)})\w*", name) if group.startswith("hydra/") else None:
         return f"{group}={plugin[0]} needs a package that is not installed: pip install 'wsss-afa[sweep]'"
-    names = _names(group)
+    names = known.groups.get(group, [])
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    sign = next((word[0] for word in sys.argv if re.match(rf"[+~]{re.escape(group)}=", word)), "")
     there = f"there are {', '.join(names)}" if names else "--help lists the groups there are"
-    return f"{sign}{group}={name}: no such file; {hint}{there}"
-
-
-def _names(group: str) -> list[str]:
-    """The files of a group."""
-    folders = [Path(CONFIG_DIR, group), *(Path(each, group) for each in _own_folders())]
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-
-
-def _group(name: str, config_name: str) -> str:
-    """How a group that the program does not choose by itself is chosen, or which programs have it."""
-    chosen = f"{name}={_value(name)}"
-    if name in _offered(config_name):
-        near = difflib.get_close_matches(_value(name), _names(name), n=1)
-        chosen = f"{name}={near[0]}" if near else chosen
-        return f"{name}={_value(name)}: it is added, with a plus: +{chosen}"
-    others = [path.stem for path in sorted(Path(CONFIG_DIR).glob("*.yaml")) if name in _offered(path.stem)]
-    where = f"it is a choice of {', '.join(others)}" if others else "no program has it"
-    return f"{chosen} is no choice of {config_name}; {where}"
-
-
-def _offered(config_name: str) -> set[str]:
-    """The groups that a program chooses, or shows an example of."""
-    path = Path(CONFIG_DIR, f"{config_name}.yaml")
-    defaults = cast(DictConfig, OmegaConf.load(path)).get("defaults", [])
-    chosen = {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
-    return chosen | set(re.findall(r"\+(\w+)=", path.read_text(encoding="utf-8")))
-
-
-def _value(name: str) -> str:
-    """What the command line gives a setting."""
-    words = (word.lstrip("+").partition("=") for word in sys.argv[1:])
-    return next((value for key, _, value in words if key == name), "…")
-
-
-def overrides() -> list[str]:
-    """The overrides of the command line, and as one of them a user's folder of settings, ``--config-dir``."""
-    options, words = _parser().parse_known_args(sys.argv[1:])
-    found = [word for word in words if not word.startswith("-")]
-    if options.config_dir is not None:
-        found.append(f"hydra.searchpath=['file://{Path(options.config_dir).absolute()}']")
-    return found
-
-
-def _own_folders() -> list[str]:
-    folder = _parser().parse_known_args(sys.argv[1:])[0].config_dir
-    return [] if folder is None else [folder]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")  # as Hydra has it
-    return parser
-
-
-def _groups() -> set[str]:
-    folders = [Path(CONFIG_DIR), *map(Path, _own_folders())]
-    return {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
-
-
-def _choices(words: Sequence[str], config_name: str) -> list[str]:
-    """The overrides that choose a group's file or say where it lies; the others may be the mistake."""
-    groups = _groups() - {"hydra"}
-    found = []
-    for word in words:
-        name = word.lstrip("+").partition("=")[0]
-        if name == "hydra.searchpath" or (
-            name in groups and (word[0] == "+" or name in _offered(config_name))
-        ):
-            found.append(word)
-    return found
-
-
-def _keys(config: object, prefix: str = "") -> list[str]:
-    if not isinstance(config, dict):
-        return []
-    names = [f"{prefix}{key}" for key in config]
-    return names + [name for key in config for name in _keys(config[key], f"{prefix}{key}.")]
+    return f"{known.signs.get(group, '')}{group}={name}: no such file; {hint}{there}"

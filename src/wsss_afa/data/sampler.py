@@ -235,6 +235,8 @@ def _prepare_worker(worker_id: int) -> None:  # outlives a signal to all, for th
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "SIGALRM"):  # Windows, where no signal reaches it
+        return
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

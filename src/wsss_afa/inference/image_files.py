@@ -58,14 +58,19 @@ def _walk(folder: Path) -> Iterator[Path]:
     yield from map(Path, unlisted)
 
 
+def below_one_folder(images: Sequence[Path]) -> tuple[Path, list[str]]:
+    """The folder that all images lie in, at some depth, and their paths from there on."""
+    paths = [os.path.abspath(path) for path in images]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return Path(root), [os.path.relpath(path, root) for path in paths]
+
+
 def output_names(images: Sequence[Path]) -> list[str]:
     """A name for the results of each image, all different: its path below the folder that all lie in.
 
     The ending is dropped where that leaves the name different from all others.
     """
-    paths = [os.path.abspath(path) for path in images]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    full = [os.path.relpath(path, root) for path in paths]
+    _, full = below_one_folder(images)
     folders = {str(parent) for name in full for parent in Path(name).parents}
     count = Counter([*full, *(os.path.splitext(name)[0] for name in full)])
     names = []

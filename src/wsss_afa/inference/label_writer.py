@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 
-from wsss_afa.data.coco_labels import write_coco
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import Augmented, DrawLoader, SampleSet, own_share
 from wsss_afa.data.transforms import EvalTransform
-from wsss_afa.errors import UserError
+from wsss_afa.errors import UserError, say
+from wsss_afa.inference.formats.labelled import from_names
+from wsss_afa.inference.formats.writers import write_formats
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.types import Batch
 from wsss_afa.visualize import save_label
@@ -35,12 +37,14 @@ class WholeImages(L.LightningDataModule):
     """Images of native size, one by one: every ``world_size``-th for each process, so that none comes twice.
 
     The transform normalises them. ``num_workers`` are the loader processes of each process; ``skip_broken``
-    leaves out images that cannot be read.
+    leaves out images that cannot be read. ``files`` are those of images that are files, by name.
     """
 
     def __init__(self, images: SampleSet, transform: EvalTransform, num_workers: int, skip_broken: bool):
         super().__init__()
         self.broken: set[str] = set()
+        paths = getattr(images, "paths", ())
+        self.files: dict[str, Path] = dict(zip(getattr(images, "names", ()), paths, strict=False))
         self._images = Augmented(images, transform, skip_broken)
         self._num_workers = num_workers
 
@@ -67,17 +71,18 @@ class Share:
 class LabelWriter(L.LightningModule):
     """Write the label of every image that has none yet, for ``Trainer.predict``.
 
-    There is one background score, or low and high. ``coco`` writes all labels to COCO's JSON at the end, too,
-    with the names of the C foreground classes.
+    There is one background score, or low and high. At the end all labels are written in the other
+    ``formats``, too, with the names of the C foreground classes; ``images`` are the files of those that are
+    files, by name.
     """
 
     def __init__(
-        self, source: LabelSource, backgrounds: Sequence[float], folder: LabelFolder, coco: bool,
-        class_names: Sequence[str],
+        self, source: LabelSource, backgrounds: Sequence[float], folder: LabelFolder, formats: Sequence[str],
+        class_names: Sequence[str], images: Mapping[str, Path],
     ):  # fmt: skip
         super().__init__()
-        self.source, self.backgrounds = source, backgrounds
-        self.folder, self.coco, self.class_names = folder, coco, class_names
+        self.source, self.backgrounds, self.folder = source, backgrounds, folder
+        self.formats, self.class_names, self.images = formats, class_names, images
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Write one image's label, or keep the one that is there; return its name."""
@@ -90,5 +95,8 @@ class LabelWriter(L.LightningModule):
     def on_predict_end(self) -> None:
         """Once all processes are done, collect the labels."""
         self.trainer.strategy.barrier()
-        if self.coco and self.trainer.is_global_zero:
-            write_coco(self.folder, self.class_names)
+        if self.trainer.is_global_zero:
+            names = self.folder.names()
+            labelled = from_names(names, list(map(self.folder.path, names)), self.images)
+            for path in write_formats(self.formats, self.folder.root, labelled, self.class_names):
+                say("labels", path)

@@ -72,7 +72,7 @@ class Predictor:
 
     Args:
         method: A trained method; it is moved to the device and put in evaluation mode.
-        device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` (Apple's GPU), …; ``auto`` takes a GPU if there is one.
         protocol: Scales, mirror and CRF; None is one pass at the image's size.
         sizes: How large images are handled; None takes the defaults, with the method's `trained_side`.
 
@@ -193,12 +193,13 @@ def _place(image: ImageLike) -> str:
 def find_device(name: str) -> torch.device:
     """The device of this name, ``auto`` for a GPU if there is one; a `UserError` if it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        apple = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else apple)
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu or cuda") from error
+        raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu, cuda or mps") from error
 
 
 def _best(probabilities: Tensor, labels: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from wsss_afa.errors import say
+from wsss_afa.errors import UserError, say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.metrics import SegmentationMetrics
@@ -47,6 +47,11 @@ class ThresholdSweep(L.LightningModule):
         """Running scores of the thresholds, then of what is chosen."""
         return cast(list[SegmentationMetrics], list(self._scores))
 
+    @property
+    def outcome(self) -> float:
+        """The best mIoU, in [0, 1]."""
+        return float(self.results["best"]["miou"]) / 100
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Count one image under every threshold; return its name."""
         labels = self.source(batch, [*self.thresholds, *self.chosen])
@@ -67,6 +72,27 @@ class ThresholdSweep(L.LightningModule):
         best = max(tried, key=lambda record: record["miou"])
         self.results = {"best": best, "chosen": chosen, "thresholds": tried}
 
+    def write(self, folder: Path, of: dict[str, Any], console: Console) -> None:
+        """Print what was found, and write it and what it is ``of`` as JSON and curve."""
+        results = self.results
+        text = json.dumps(of | results, indent=2, ensure_ascii=False)
+        write_whole(folder / "sweep.json", text + "\n")
+        save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
+        table = Table("background", "mIoU", title="mIoU (%) by background score", title_justify="left")
+        for column in table.columns:
+            column.justify = "right"
+        best, chosen = results["best"], results["chosen"]
+        for record in results["thresholds"]:
+            style = "bold" if record is best else None
+            table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
+        console.print(table)
+        scores = ", ".join(f"{score:g}" for score in chosen["background"])
+        share = f"{chosen['labelled']:.1f} % of pixels that get a label"
+        say("chosen", f"background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}")
+        say("best", f"background={best['background']:g}: mIoU {best['miou']:.1f}")
+        say("sweep", folder / "sweep.json")
+        say("curve", folder / "sweep.png")
+
     def _record(self, background: Any, metric: SegmentationMetrics) -> dict[str, Any]:
         scores = metric.compute()
         shown = zip(self.names, _percent(scores["iou"]), strict=True)
@@ -78,25 +104,13 @@ def _percent(values: Tensor) -> list[float]:
     return [round(100 * value, 3) for value in values.tolist()]
 
 
-def write_sweep(folder: Path, results: dict[str, Any], of: dict[str, Any], console: Console) -> None:
-    """Print the results of a `ThresholdSweep`, and write them and what they are ``of`` as JSON and curve."""
-    text = json.dumps(of | results, indent=2, ensure_ascii=False)
-    write_whole(folder / "sweep.json", text + "\n")
-    save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
-    table = Table("background", "mIoU", title="mIoU (%) by background score", title_justify="left")
-    for column in table.columns:
-        column.justify = "right"
-    best, chosen = results["best"], results["chosen"]
-    for record in results["thresholds"]:
-        style = "bold" if record is best else None
-        table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
-    console.print(table)
-    scores = ", ".join(f"{score:g}" for score in chosen["background"])
-    share = f"{chosen['labelled']:.1f} % of pixels that get a label"
-    say("chosen", f"background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}")
-    say("best", f"background={best['background']:g}: mIoU {best['miou']:.1f}")
-    say("sweep", folder / "sweep.json")
-    say("curve", folder / "sweep.png")
+def check_thresholds(source: LabelSource, thresholds: Sequence[float], setting: str) -> None:
+    """Refuse, by a UserError, a source without background score, and scores that are none."""
+    if not source.has_background:
+        what = f"{setting}=true: source={source.source} has no background score to vary"
+        raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
+    if not thresholds or not all(0 <= threshold <= 1 for threshold in thresholds):
+        raise UserError(f"thresholds={thresholds}: need one or more numbers in [0, 1]")
 
 
 def draw_curve(results: dict[str, Any], source: str) -> Figure:

@@ -17,6 +17,8 @@ from rich.progress import track
 from wsss_afa.data.own_output import RESULTS
 from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.files import write_whole
+from wsss_afa.inference.formats.labelled import from_records
+from wsss_afa.inference.formats.writers import check_formats, write_formats
 from wsss_afa.inference.image_files import find_images, output_names
 from wsss_afa.inference.prediction import BACKGROUND
 from wsss_afa.inference.predictor import Predictor, Sizes, trained_side
@@ -96,6 +98,7 @@ def run(cfg: DictConfig) -> float:
     images, left_out = find_images(as_list(cfg.source) or [], out)
     predictor = open_predictor(cfg)
     predictor.choose(tags)
+    check_formats(formats := as_list(cfg.format) or [], predictor.class_names)
     records: list[dict[str, Any]] = []
     answers = predict_all(predictor, images, tags, out, cfg.cams)
     bar = track(answers, "predicting", len(images), console=console, disable=not console.is_terminal)
@@ -109,6 +112,9 @@ def run(cfg: DictConfig) -> float:
         complete = len(records) == len(images)
         content = describe(cfg, predictor) | {"complete": complete, "images": records}
         write_whole(out / RESULTS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    handed_on = write_formats(formats, out, from_records(records, out), predictor.class_names)
+    for path in handed_on:
+        say("written", path)
     if errors := report(records, left_out, out):
         several = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"
         raise UserError(errors[0] if len(images) == 1 else several)

@@ -1,7 +1,8 @@
 """Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
 
-In the checkpoint's place may stand a method without training, ``method=clip_es``.
-With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
+A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
+With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks,
+with ``choose_threshold=true`` but what can be told without masks.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from wsss_afa.data.coco_labels import COCO_FILE
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import say_skipped
-from wsss_afa.errors import UserError, say
+from wsss_afa.errors import say
+from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages, choose_images
 from wsss_afa.inference.open_method import STATIC, open_method
-from wsss_afa.inference.threshold_sweep import ThresholdSweep, write_sweep
+from wsss_afa.inference.threshold_choice import ThresholdChoice
+from wsss_afa.inference.threshold_sweep import ThresholdSweep, check_thresholds
 from wsss_afa.methods.recipe import make_recipe
 from wsss_afa.methods.towers import pin
 from wsss_afa.models.weights import weights_sha256
@@ -64,40 +66,35 @@ def write(
     cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
     """Write what labels the folder lacks; return how many it has then."""
-    if "png" not in cfg.format or set(cfg.format) - {"png", "coco"}:
-        raise UserError(f"format={cfg.format}: need [png], or [png, coco], which makes the one of the other")
-    folder, coco = LabelFolder(cfg.out, of), "coco" in cfg.format
+    check_formats(formats := list(cfg.format), of["class_names"])
+    folder = LabelFolder(cfg.out, of)
     before, start = len(folder.names()), time.monotonic()
-    trainer = pass_over(images, LabelWriter(source, scores, folder, coco, of["class_names"]), cfg)
+    writer = LabelWriter(source, scores, folder, formats, of["class_names"], images.files)
+    trainer = pass_over(images, writer, cfg)
     count = len(folder.names())
     if trainer.is_global_zero:
-        pace = f"; {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
-        say(
-            "labels", f"{folder.root}: {count} PNGs" + f", {before} of them from before" * (before > 0) + pace
-        )
-        if coco:
-            say("labels", folder.root / COCO_FILE)
+        pace = f", {(count - before) / (time.monotonic() - start):.2g} images a second" * (count > before)
+        kept = f", {before} of them from before" * (before > 0)
+        say("labels", f"{folder.root}: {count} PNGs{kept}{pace}")
     return float(count)
 
 
-def sweep(
+def compare(
     cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
-    """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
-    if not source.has_background:
-        what = f"sweep_thresholds=true: source={source.source} has no background score to vary"
-        raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
-    if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
-        raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
-    module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])
-    trainer = pass_over(images, module, cfg)
-    if trainer.is_global_zero:
-        write_sweep(Path(HydraConfig.get().runtime.output_dir), module.results, of, Console())
-    return float(module.results["best"]["miou"]) / 100
+    """Compare background scores, write what is found; return the best mIoU, or the score suggested."""
+    chooses, names = cfg.choose_threshold, of["class_names"]
+    check_thresholds(source, cfg.thresholds, "choose_threshold" if chooses else "sweep_thresholds")
+    module: ThresholdChoice | ThresholdSweep = ThresholdSweep(source, cfg.thresholds, scores, names)
+    if chooses:
+        module = ThresholdChoice(source, cfg.thresholds, names)
+    if pass_over(images, module, cfg).is_global_zero:
+        module.write(Path(HydraConfig.get().runtime.output_dir), of, Console())
+    return module.outcome
 
 
 def run(cfg: DictConfig) -> float:
-    """Write labels and return their number; with ``sweep_thresholds`` return the best mIoU."""
+    """Write labels and return their number, or what `compare` does."""
     data: TaggedDataModule = instantiate(cfg.data)
     recipe = None if cfg.get("method") is None else make_recipe(cfg, data.class_names)
     method = open_method(cfg.ckpt, cfg.trust, recipe, data, HydraConfig.get().overrides.task)
@@ -107,5 +104,5 @@ def run(cfg: DictConfig) -> float:
     protocol = instantiate(cfg.protocol, crf=crf, mean=method.mean, std=method.std)
     source = LabelSource(method, cfg.source or (STATIC if cfg.ckpt is None else "affinity"), protocol)
     scores = source.backgrounds(cfg.background)
-    of = describe(cfg, source, scores)
-    return (sweep if cfg.sweep_thresholds else write)(cfg, source, scores, images, of)
+    run = compare if cfg.sweep_thresholds or cfg.choose_threshold else write
+    return run(cfg, source, scores, images, describe(cfg, source, scores))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wsss_afa.callbacks.binding import RunData, binding_settings
 from wsss_afa.callbacks.dashboard import Dashboard
@@ -21,7 +22,7 @@ from wsss_afa.callbacks.resume import resume_point
 from wsss_afa.callbacks.trainer import fit, make_trainer, on_gpu
 from wsss_afa.cli.memory import keep_freed_memory
 from wsss_afa.data.datamodule import TaggedDataModule
-from wsss_afa.errors import UserError, printable
+from wsss_afa.errors import UserError, printable, say
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build, make_recipe
 
@@ -40,6 +41,15 @@ def use_labels(cfg: DictConfig, data: TaggedDataModule, method: Method) -> None:
         raise UserError(
             f"labels={cfg.labels}: this run makes its labels itself; add +experiment=second_stage"
         )
+
+
+def leave_out_missing_logger(cfg: DictConfig) -> None:
+    """Do without W&B where it is an experiment's choice and not installed; who asks for it gets an error."""
+    asked = any(word.lstrip("+").startswith("logger") for word in HydraConfig.get().overrides.task)
+    if cfg.logger and "wandb" in cfg.logger and not asked and find_spec("wandb") is None:
+        with open_dict(cfg.logger):
+            cfg.logger.pop("wandb")
+        say("logger", "metrics.csv alone: wandb is not installed (pip install 'wsss-afa[wandb]')")
 
 
 def best_score(trainer: L.Trainer) -> float:
@@ -74,6 +84,7 @@ def run(cfg: DictConfig) -> float:
         method.compile_network()
     if not data.has_masks and cfg.callbacks.best.monitor.startswith("val/miou"):
         cfg.callbacks.best.monitor = "val/agreement"
+    leave_out_missing_logger(cfg)
     hydra = HydraConfig.get()
     summary = Summary(str(folder), config, hydra.runtime.choices.data, hydra.overrides.task)
     trainer = make_trainer(

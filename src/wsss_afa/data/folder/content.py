@@ -1,10 +1,11 @@
 """Any folder of tagged photos: what is in it, how it was read, and which part validates.
 
 Tags come from one tag file in the folder (``tags.py`` has its forms), from one in each of its sub-folders
-``train`` and ``val``, or else from folders: a sub-folder for each class, and ``background`` for photos
-without any. Photos may lie in any depth. A folder ``masks`` beside them holds the truth for evaluation: for
-each photo a palette or grey PNG of its size and name; background is 0, class c is c + 1, ignored pixels are
-255. ``classes.txt``, one name a line, settles which classes there are and their order.
+``train`` and ``val``, from label files of YOLO, or else from folders: a sub-folder for each class, and
+``background`` for photos without any. Photos may lie in any depth. A folder ``masks`` beside them holds the
+truth for evaluation: for each photo a palette or grey PNG of its size and name; background is 0, class c is
+c + 1, ignored pixels are 255. ``classes.txt``, one name a line, settles which classes there are, and their
+order.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from wsss_afa.data.folder.records import read_text
 from wsss_afa.data.folder.split import stratified_split
 from wsss_afa.data.folder.splits import folder_splits, split_of
 from wsss_afa.data.folder.tags import Row, Table
+from wsss_afa.data.folder.yolo import read_yolo
 from wsss_afa.data.images import all_of, read_image, read_mask, shrink
 from wsss_afa.data.names import look, tidy, told_apart
 from wsss_afa.errors import UserError, say
@@ -132,7 +134,7 @@ def read_folder(
     root = Path(root).expanduser()
     photos = find_photos(root)
     listed = _listed_classes(root / "classes.txt")
-    table = read_tables(root, labels, separator, listed)
+    table = read_tables(root, labels, separator, listed) or read_yolo(root, photos)
     if table is None or not ignore_unlisted:
         refuse_masks(root, photos)
     table = table or class_folders(root, photos)

@@ -22,7 +22,7 @@ def other_tags(root: Path) -> str:
     for path in files:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() == ".txt" and _YOLO.match(_start(path)):
-            return f"{name} is a label of YOLO, which is not read; export COCO's JSON, or write labels.csv"
+            return f"{name} is a label of YOLO, whose classes have no names; add data.yaml or classes.txt"
         if path.suffix.lower() == ".xml" and "<annotation" in _start(path):
             return f"{name} is XML of VOC, read by data=voc alone; export COCO's JSON, or write labels.csv"
         if path.suffix.lower() in _SHEETS:

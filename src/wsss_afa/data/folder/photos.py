@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from wsss_afa.data.folder.cvat import is_cvat
+from wsss_afa.data.folder.label_studio import original_name, upload_name
 from wsss_afa.data.folder.other_tags import other_tags
 from wsss_afa.data.folder.records import IMAGE_SUFFIXES, TAG_SUFFIXES
 from wsss_afa.data.folder.splits import folder_splits, is_filler, split_of
@@ -102,12 +104,14 @@ def read_tables(
         declared |= dict.fromkeys(table.class_names)
     how = ", ".join(f"{name}/{table.how}" for name, table in tables.items())
     doubts = tuple(doubt for table in tables.values() for doubt in table.doubts)
-    return Table(rows, how, tuple(declared), doubts) if tables else None
+    renames = any(table.renames for table in tables.values())
+    return Table(rows, how, tuple(declared), doubts, renames=renames) if tables else None
 
 
 def _tag_file(folder: Path) -> Path | None:
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    found = [path for path in files if path.suffix.lower() in TAG_SUFFIXES]
+    found = [path for path in files if path.suffix.lower() in TAG_SUFFIXES or is_cvat(path)]
+    found = [path for path in found if path.name != "notes.json"]  # Label Studio's, beside labels of YOLO
     named = [path for path in found if path.stem.lower() == "labels"] or found
     if len(named) > 1:
         both = f"{named[0].name} and {named[1].name}"
@@ -166,7 +170,7 @@ def _class_level(parts: list[tuple[str, ...]], split_levels: Collection[int]) ->
 def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: bool) -> dict[str, Row]:
     """The row of each photo; a UserError says that rows and photos do not pair off, with notes."""
     by_name, rows, mistakes = group_by_name(photos), dict[str, Row](), list[str]()
-    for row in table.rows:
+    for row in _renamed(table.rows, by_name) if table.renames else table.rows:
         try:
             file = find_photo(root, by_name, row, hint=len(mistakes) < _MAX_HINTS)
         except UserError as error:
@@ -185,6 +189,14 @@ def match_rows(root: Path, photos: list[str], table: Table, ignore_unlisted: boo
     if mistakes:
         raise all_of(mistakes)
     return rows
+
+
+def _renamed(rows: Iterable[Row], by_name: dict[str, list[str]]) -> Iterator[Row]:
+    """Rows whose file a tool may have renamed when it was uploaded, with the name that the photo has here."""
+    names = {upload_name(name): name for name in by_name}
+    for row in rows:
+        name = tidy(PurePosixPath(bare(row.file)).name)
+        yield row if name in by_name else row._replace(file=original_name(name, names))
 
 
 def group_by_name(photos: list[str]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsss_afa.errors import UserError
 
@@ -23,6 +23,16 @@ _MAPPING = '{"a.jpg": ["cat"]}'
 _EXAMPLE = '{"file": "a.jpg", "tags": ["cat"]}'
 Record = tuple[str, dict[str, Any]]
 """Where it stands, such as "line 3", and its values by column."""
+
+
+class Export(NamedTuple):
+    """What an annotation tool wrote."""
+
+    tool: str  # its name in the genitive, for people
+    records: list[Record]  # ``file``, ``tags`` as a list, and ``split`` where it says so
+    class_names: tuple[str, ...] = ()  # in the tool's order; empty where it does not say
+    doubts: tuple[str, ...] = ()  # what may be meant in another way, in a line each
+    renames: bool = False  # whether files may have another name than the photos they were
 
 
 def read_text(path: Path) -> str:

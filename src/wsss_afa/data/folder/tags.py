@@ -14,21 +14,18 @@ from typing import NamedTuple
 
 from wsss_afa.data.folder import records as forms
 from wsss_afa.data.folder.coco_tags import is_coco, read_coco
+from wsss_afa.data.folder.columns import FILE, SPLIT, TAG, TAGS, find_column
+from wsss_afa.data.folder.cvat import read_cvat
+from wsss_afa.data.folder.fiftyone import is_fiftyone, read_fiftyone
+from wsss_afa.data.folder.label_studio import is_short_form, is_tasks, read_short_form, read_tasks
 from wsss_afa.data.folder.lists import looks_like_list, looks_torn, parse_list
-from wsss_afa.data.folder.records import Record, kind_of
+from wsss_afa.data.folder.records import Export, Record, kind_of
 from wsss_afa.data.folder.separators import find_separator, is_missing
 from wsss_afa.data.folder.splits import split_of
 from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
 from wsss_afa.types import MAX_CLASSES
 
-_FILE = (
-    "file", "filename", "file_name", "image", "image_name", "image_id", "img", "path", "filepath",
-    "file_path", "image_path", "name", "id",
-)  # fmt: skip
-_TAGS = ("tags", "labels", "classes", "categories", "choices", "keywords")
-_TAG = ("tag", "label", "class", "category", "choice", "keyword")
-_SPLIT = ("split", "subset", "set", "partition")
 _ON_OFF = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _ANSWERS = {*_ON_OFF, "-1", "yes", "no", "y", "n", "on", "off", "positive", "negative", "present", "absent"}
 
@@ -50,6 +47,7 @@ class Table(NamedTuple):
     class_names: tuple[str, ...] = ()  # in the file's own order; empty where it has none
     doubts: tuple[str, ...] = ()  # what was read in one way and may be meant in another, in a line each
     covers: bool = True  # whether every photo should have a row
+    renames: bool = False  # whether files may have another name than the photos they were
 
 
 def read_tags(path: Path, separator: str | None = None, listed: Collection[str] = ()) -> Table:
@@ -58,14 +56,16 @@ def read_tags(path: Path, separator: str | None = None, listed: Collection[str] 
     - CSV with a header, separated by comma, semicolon or tab; UTF-8, or UTF-16 with a byte order mark.
     - JSON: a list of objects, a mapping from file to tags, or COCO's three lists.
     - JSON lines: an object a line.
+    - What annotation tools export: Label Studio's JSON, JSON-MIN and CSV, CVAT's XML, FiftyOne's JSON.
 
     Tags stand in a column ``tags``, ``labels``, … as a list, which programs may have written as text, or as
-    text with one of ``; | ,`` between them. Where no column has such a name, every other column is a class
-    and holds 0 or 1. A column ``split``, or another whose every cell names a split, is optional. An empty
-    cell or list, ``background``, and what stands for a missing value mean that the image shows no class.
+    text with one of ``; | ,`` between them. In a column ``tag``, ``label``, … an image may have a row for
+    each of its tags. Where no column has such a name, every other column is a class and holds 0 or 1. A
+    column ``split``, or another whose every cell names a split, is optional. An empty cell or list,
+    ``background``, and what stands for a missing value mean that the image shows no class.
 
     Args:
-        path: ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``.
+        path: ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` or ``.xml``.
         separator: Between tags; None finds out.
         listed: Names of the classes, if they are known; they settle what can be read in two ways.
 
@@ -77,8 +77,10 @@ def read_tags(path: Path, separator: str | None = None, listed: Collection[str] 
         return _table(path, forms.csv_records(path), separator, listed)
     if suffix == ".jsonl":
         return _table(path, forms.jsonl_records(path), separator, listed)
+    if suffix == ".xml":
+        return _exported(path, read_cvat(path), listed)
     if suffix != ".json":
-        raise UserError(f"{path} is no tag file, need .csv, .tsv, .json or .jsonl: convert it")
+        raise UserError(f"{path} is no tag file, need .csv, .tsv, .json, .jsonl or CVAT's .xml: convert it")
     content = forms.parse_json(path, forms.read_text(path))
     if is_coco(content):
         images, names = read_coco(path, content)
@@ -87,6 +89,9 @@ def read_tags(path: Path, separator: str | None = None, listed: Collection[str] 
             for image in images
         ]
         return Table(rows, f"{path.name}, COCO's form", clean(names))
+    for told, read in ((is_tasks, read_tasks), (is_fiftyone, read_fiftyone)):
+        if told(content):
+            return _exported(path, read(path, content), listed)
     return _table(path, forms.json_records(path, content), separator, listed)
 
 
@@ -96,14 +101,24 @@ def clean(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in forms if name and name.casefold() != "background")
 
 
+def _exported(path: Path, export: Export, listed: Collection[str]) -> Table:
+    table = _table(path, export.records, None, listed)
+    return Table(
+        table.rows, f"{path.name}, {export.tool} form", clean(export.class_names),
+        (*export.doubts, *table.doubts), renames=export.renames,
+    )  # fmt: skip
+
+
 def _table(path: Path, records: list[Record], separator: str | None, listed: Collection[str]) -> Table:
+    if is_short_form(records):
+        return _exported(path, read_short_form(path, records), listed)
     if not records:
         raise UserError(f"{path} has no row, need one for each image: add them")
     columns = list(dict.fromkeys(key for _, record in records for key in record))
-    file = _column(columns, _FILE)
+    file = find_column(columns, FILE)
     if file is None:
         raise UserError(f"{path} has the columns {columns}, need one with the image's name: call it `file`")
-    tags = _column(columns, _TAGS + _TAG)
+    tags = find_column(columns, TAGS + TAG)
     split, parts = _splits(path, records, [each for each in columns if each not in (file, tags)])
     if tags is None:
         classes = tuple(column for column in columns if column not in (file, split))
@@ -130,16 +145,24 @@ def _table(path: Path, records: list[Record], separator: str | None, listed: Col
         problem = f"{path} has {' and '.join(sorted(found))} in column {tags!r}, read as classes"
         remedy = f"call the column by that class, as in `{file},cat`: 0 is then background"
         doubts.append(f"{problem}: if they say whether a photo shows one class, {remedy}")
+    if tags is not None and tidy(tags).casefold() in TAG and all(len(own) < 2 for own in names):
+        merged = _merged(rows)
+        how = how if len(merged) == len(rows) else "a row for each photo and tag"
+        rows = merged
     return Table(rows, f"{path.name}, {how}", clean(classes), tuple(doubts))
+
+
+def _merged(rows: Iterable[Row]) -> list[Row]:
+    """One row for each image and split, with the tags of all its rows."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first = found.setdefault((row.file, row.split), row)
+        found[row.file, row.split] = first._replace(tags=tuple(dict.fromkeys(first.tags + row.tags)))
+    return list(found.values())
 
 
 def _at(path: Path, record: Record) -> str:
     return f"{path} {record[0]}"
-
-
-def _column(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
-    spelt = {tidy(column).casefold(): column for column in reversed(list(columns))}
-    return next((spelt[name] for name in names if name in spelt), None)
 
 
 def _file(path: Path, record: Record, column: str) -> str:
@@ -154,7 +177,7 @@ def _file(path: Path, record: Record, column: str) -> str:
 
 def _splits(path: Path, records: list[Record], columns: Sequence[str]) -> tuple[str | None, list[str]]:
     """The column that names splits, if there is one, and its split, or empty text, in each record."""
-    named = _column(columns, _SPLIT)
+    named = find_column(columns, SPLIT)
     flagged = [each for each in columns if re.match(r"is[_ ]", each, re.IGNORECASE) and split_of(each[3:])]
     found = [named] if named else flagged or [each for each in columns if _names_splits(records, each)]
     if len(found) > 1:
@@ -219,7 +242,7 @@ def _named_tags(
 ) -> tuple[str, list[list[str]]]:
     values = [(where, record.get(column)) for where, record in records]
     cells = [(where, cell) for where, cell in values if isinstance(cell, str) and not looks_like_list(cell)]
-    singular = tidy(column).casefold() in _TAG
+    singular = tidy(column).casefold() in TAG
     mark = find_separator(path, cells, separator, listed, whole=singular or len(cells) < len(records))
     names = [_tags(path, record, column, mark) for record in records]
     how = "one tag per image" if cells else "tags as lists"

@@ -1,4 +1,4 @@
-"""Labels as one JSON file in COCO's form: a run-length coded region for each class that an image shows.
+"""Labels in COCO's form: a run-length coded region for each class that an image shows.
 
 Category ids are label values, 1 to C. Ignored pixels are a region of their own, of category 255 and marked as
 a crowd, which COCO's tools leave out; what no region covers is background. So the labels can be had back.
@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle_tools
 
-from wsss_afa.data.images import open_image, read_mask
-from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.files import write_whole
+from wsss_afa.inference.formats.labelled import Labelled
 from wsss_afa.types import IGNORE_INDEX
 
-COCO_FILE = "labels.json"  # in the folder of the labels
 
-
-def write_coco(folder: LabelFolder, class_names: Sequence[str]) -> None:
-    """Write all labels of a folder, of C foreground classes in order, to ``labels.json`` in it."""
-    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
-    for image_id, name in enumerate(folder.names(), 1):
-        with open_image(folder.path(name)) as image:
-            width, height = image.size
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for region in regions(read_mask(folder.path(name), (height, width))):
+def write_coco(out: Path, images: Sequence[Labelled], class_names: Sequence[str]) -> Path:
+    """Write ``coco.json``."""
+    listed, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+    for image_id, image in enumerate(images, 1):
+        label = image.read()
+        height, width = label.shape
+        listed.append({"id": image_id, "file_name": image.file, "height": height, "width": width})
+        for region in regions(label):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **region})
     categories = [{"id": index, "name": name} for index, name in enumerate(class_names, 1)]
-    categories.append({"id": IGNORE_INDEX, "name": "ignored"})
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    write_whole(folder.root / COCO_FILE, json.dumps(content) + "\n")
+    if any(each["iscrowd"] for each in annotations):
+        categories.append({"id": IGNORE_INDEX, "name": "ignored"})
+    content = {"images": listed, "annotations": annotations, "categories": categories}
+    write_whole(out / "coco.json", json.dumps(content, ensure_ascii=False) + "\n")
+    return out / "coco.json"
 
 
 def regions(label: NDArray[np.uint8]) -> list[dict[str, Any]]:

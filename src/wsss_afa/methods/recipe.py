@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from wsss_afa.errors import UserError, printable
 from wsss_afa.methods.afa.released import class_names, released_checkpoint
 from wsss_afa.methods.base import RECIPE_KEY, Method
+from wsss_afa.methods.excel import released as excel
 from wsss_afa.methods.first_form import is_first_form, renew
 from wsss_afa.methods.more import released as more
 from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
@@ -45,6 +46,8 @@ _BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
 _PROGRAMS = {toco.MARK: toco.released_toco, more.MARK: more.released_more}
 """Readers of files of other programs than AFA's, by a name that no other program's files have."""
+_CLIP_PROGRAMS = {excel.MARK: excel.released_excel, weclip.MARK: weclip.released_weclip}
+"""Likewise of files with CLIP's towers, whose readers take class names; a file may have the second name, too."""
 _MAX_VALUES, _MAX_DEPTH = 100_000, 20
 
 
@@ -256,10 +259,11 @@ def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, 
         if mark in state:
             recipe, renamed = read(state)
             return recipe | {"class_names": class_names(len(renamed["decoder.predict.weight"]) - 1)}, renamed
-    if weclip.MARK in state:
-        names = class_names(len(state["decoder.linear_pred.weight"]) - 1)
-        recipe, renamed = weclip.released_weclip(state, names)
-        return recipe | {"class_names": names}, renamed
+    for mark, read_with_names in _CLIP_PROGRAMS.items():
+        if mark in state:
+            names = class_names(len(state["decoder.linear_pred.weight"]) - 1)
+            recipe, renamed = read_with_names(state, names)
+            return recipe | {"class_names": names}, renamed
     return released_checkpoint(content)
 
 

@@ -72,7 +72,8 @@ def read(path: Path) -> ConfigFile:
     inherited = [read(path.with_name(f"{name}.yaml")) for name in bases]
     target = target or next((base.target for base in inherited), None)
     known = {row.name: row.meaning for base in inherited for row in base.settings}
-    return ConfigFile(path, header, bases, chosen, target, list(_walk(node, text, target, known)))
+    settings = [] if node is None else list(_walk(node, text, target, known))  # a file may be empty
+    return ConfigFile(path, header, bases, chosen, target, settings)
 
 
 def _walk(

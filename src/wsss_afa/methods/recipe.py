@@ -46,7 +46,7 @@ _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours
 _PROGRAMS = {toco.MARK: toco.released_toco, more.MARK: more.released_more}
 """Readers of files of other programs than AFA's, by a name that no other program's files have."""
 _CLIP_PROGRAMS = {excel.MARK: excel.released_excel, weclip.MARK: weclip.released_weclip}
-"""Likewise of files with CLIP's towers, whose readers take class names; a file may have the second name, too."""
+"""Likewise of files with towers of CLIP; their readers take class names. ExCEL's have both names."""
 _MAX_VALUES, _MAX_DEPTH = 100_000, 20
 
 

@@ -116,7 +116,8 @@ def known_names(generator):
     listed = {file.package + row.name for file in files for row in file.settings}
     texts = [(file.package, file.path.read_text(encoding="utf-8")) for file in files]
     whole = {package + leaf for package, text in texts for leaf in leaves(yaml.safe_load(text) or {})}
-    return {owner for name in listed | whole for owner in with_owners(name)}
+    placed = {re.sub(r"^text\.", "method.texts.", name) for name in listed | whole}  # text@method.texts
+    return {owner for name in placed for owner in with_owners(name)}
 
 
 def comments(path):

@@ -40,7 +40,7 @@ class MultiScaleSegmentation(nn.Module):
         mean: of the image's normalisation, 0…255.
         std: of the image's normalisation, 0…255.
         merged_at: where maps are merged: ``image`` or ``first``, the grid of the first scale's logits.
-        stepwise: scales are made of the image as ``long_side`` or ``size`` resize it, not of itself.
+        stepwise: scales are made of the image that ``long_side`` or ``size`` has resized, not of the image.
 
     Raises:
         UserError: A setting is out of its range.

@@ -1,4 +1,4 @@
-"""Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
+"""Write pseudo labels of a training set: ``wsss-afa pseudo_labels ckpt=FILE data=… out=DIR``.
 
 With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks.
 """
@@ -92,7 +92,7 @@ def sweep(
     """Score every threshold, write and print the results; return the best mIoU, in [0, 1]."""
     if cfg.source == SEGMENTATION:
         what = "sweep_thresholds=true: source=seg has no background score to vary"
-        raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
+        raise UserError(f"{what}; wsss-afa evaluate scores it")
     if not cfg.thresholds or not all(0 <= threshold <= 1 for threshold in cfg.thresholds):
         raise UserError(f"thresholds={cfg.thresholds}: need one or more numbers in [0, 1]")
     module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])

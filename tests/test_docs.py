@@ -212,7 +212,7 @@ def test_the_tree_of_the_package_is_as_drawn():
 # Commands
 
 
-COMMAND = r"(?:-m wsss_afa\.|wsss-afa (?=[a-z_]+ [^ ]*=))([a-z_]+)([^`]*)"
+COMMAND = r"(?:-m wsss_afa\.|wsss-afa (?=[a-z_]+ (?:-m |--config-dir \S+ )?[^ ]*=))([a-z_]+)([^`]*)"
 
 
 def lines_of(path):

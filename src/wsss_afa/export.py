@@ -1,4 +1,4 @@
-"""One file that runs without this library: ``python -m wsss_afa.export ckpt=FILE format=onnx``."""
+"""One file that runs without this library: ``wsss-afa export ckpt=FILE format=onnx``."""
 
 from __future__ import annotations
 

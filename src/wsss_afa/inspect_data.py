@@ -1,4 +1,4 @@
-"""Look through a data set before training: ``python -m wsss_afa.inspect_data data=folder data.root=…``."""
+"""Look through a data set before training: ``wsss-afa inspect_data data=folder data.root=…``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predict images: ``python -m wsss_afa.predict ckpt=FILE source=FOLDER``. One that fails stops no other."""
+"""Predict images: ``wsss-afa predict ckpt=FILE source=FOLDER``. One that fails stops no other."""
 
 from __future__ import annotations
 

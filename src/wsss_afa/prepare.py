@@ -1,4 +1,4 @@
-"""From official archives to a folder that trains: ``python -m wsss_afa.prepare dataset=voc2012 root=…``."""
+"""From official archives to a folder that trains: ``wsss-afa prepare dataset=voc2012 root=…``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``."""
+"""Write pseudo labels of a training set: ``wsss-afa pseudo_labels ckpt=FILE data=… out=DIR``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results for VOC's evaluation server: ``python -m wsss_afa.voc_server ckpt=FILE data.root=…/VOC2012``."""
+"""Results for VOC's evaluation server: ``wsss-afa voc_server ckpt=FILE data.root=…/VOC2012``."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_help_says_purpose_examples_groups_and_settings(program, run):
     page = run(import_module(f"wsss_afa.{program}"), "--help")
     first, *rest = page.splitlines()
     assert re.match(r"[A-Z][^#]{20,}[.:]", first)
-    examples = [line for line in rest if re.match(rf"  (python -m wsss_afa\.|wsss-afa ){program} ", line)]
+    examples = [line for line in rest if re.match(rf"  wsss-afa {program} ", line)]
     assert 3 <= len(examples) <= 7
     assert max(map(len, page.splitlines())) <= 125
     text = Path(CONFIG_DIR, f"{program}.yaml").read_text()
@@ -74,8 +74,8 @@ def test_help_says_purpose_examples_groups_and_settings(program, run):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_examples_of_help_compose(program):
     """Whatever a file or a folder is called, groups and settings of an example are those there are."""
-    for line in (line for line in help_page(program, []).splitlines() if f"wsss_afa.{program} " in line):
-        words = line.partition("#")[0].split()[3:]
+    for line in (line for line in help_page(program, []).splitlines() if f"wsss-afa {program} " in line):
+        words = line.partition("#")[0].split()[2:]
         sweep = "-m" in words
         words = [re.sub(r"=(\S*[…'*]\S*)$", "=x", word) for word in words if word[0] != "-"]
         words = [word.partition(",")[0] if sweep else word for word in words]

@@ -1,4 +1,4 @@
-"""`python -m wsss_afa.inspect_data` as a user runs it: lines, report, contact sheet and exit code."""
+"""`wsss-afa inspect_data` as a user runs it: lines, report, contact sheet and exit code."""
 
 import csv
 import json
@@ -233,7 +233,7 @@ def commands():
     """Programs and arguments that the guide to data tells people to type."""
     guide = Path(__file__).parents[2] / "docs" / "data.md"
     text = guide.read_text("utf-8") if guide.is_file() else ""
-    return re.findall(r"^(?:\$ )?python -m wsss_afa\.(\w+) (.+)$", text, re.MULTILINE)
+    return re.findall(r"^(?:\$ )?wsss-afa (\w+) (.+)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("program", "arguments"), commands())

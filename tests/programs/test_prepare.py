@@ -170,7 +170,7 @@ def test_voc_from_a_server_to_a_data_module(server, run, tmp_path):
     }
     tags = {name: {tag for tag, n in s["tags"].items() if n} for name, s in manifest["splits"].items()}
     assert tags == {"train": {"dog"}, "train_aug": {"aeroplane", "person", "dog"}, "val": {"cat"}}
-    assert f"python -m wsss_afa.train +experiment=voc data.root={root}" in out
+    assert f"wsss-afa train +experiment=voc data.root={root}" in out
     data = set_up("+experiment=voc", f"data.root={root}")
     batch = next(iter(data.val_dataloader()))
     assert batch["name"] == ["c"]

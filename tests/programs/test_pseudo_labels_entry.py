@@ -296,7 +296,7 @@ MISTAKES = {
     "background too high": (["background=45", "out=x"], r"background=45"),
     "background of seg": (["source=seg", "background=0.4", "out=x"], r"seg has no background"),
     "sweep without masks": (["sweep_thresholds=true"], r"split=val.*data\.val_split=train"),
-    "sweep of seg": (["sweep_thresholds=true", "split=val", "source=seg"], r"wsss_afa\.evaluate"),
+    "sweep of seg": (["sweep_thresholds=true", "split=val", "source=seg"], r"wsss-afa evaluate"),
     "thresholds out of range": (
         ["sweep_thresholds=true", "split=val", "thresholds=[4]"],
         r"thresholds=\[4\]",

@@ -218,7 +218,7 @@ def test_every_sweep_is_tested_and_its_header_gives_the_command():
     files = {path.stem: path.read_text() for path in Path(CONFIG_DIR, "sweep").glob("*.yaml")}
     assert set(files) == {*GRIDS, "optuna"}
     for name, text in files.items():
-        command = re.search(r"python -m wsss_afa.train -m (\+experiment=\w+ \+sweep=\w+)", text)
+        command = re.search(r"wsss-afa train -m (\+experiment=\w+ \+sweep=\w+)", text)
         assert command is not None
         if name != "optuna" or importlib.util.find_spec("optuna"):
             assert compose(*command[1].split()).hydra.runtime.choices.sweep == name

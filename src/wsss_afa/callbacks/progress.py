@@ -205,8 +205,8 @@ class Summary(Callback):
             own = ",".join(part for part in parts if not part.startswith("wsss_afa."))
             trust = f" trust=[{own}]" if own else ""
             ckpt = shlex.join([f"ckpt={files[0]}"])
-            say("next", f"python -m wsss_afa.evaluate {options}{ckpt} {data}{trust}")
-            say("", f"python -m wsss_afa.predict {ckpt} source=PHOTOS{trust}")
+            say("next", f"wsss-afa evaluate {options}{ckpt} {data}{trust}")
+            say("", f"wsss-afa predict {ckpt} source=PHOTOS{trust}")
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:

@@ -89,7 +89,7 @@ def read_manifest(root: str) -> Manifest:
     """Read the manifest of a folder or URL; a UserError says that there is none, or that it is damaged."""
     root = root.rstrip("/") if "://" in root else str(Path(root).expanduser())
     url = f"{root}/{MANIFEST}"
-    content = fetch(url, hint="set data.root to a folder that `python -m wsss_afa.shard` wrote")
+    content = fetch(url, hint="set data.root to a folder that `wsss-afa shard` wrote")
     try:
         parsed = json.loads(content)
         splits = {name: _parse_split(**split) for name, split in parsed["splits"].items()}
@@ -244,7 +244,7 @@ def _parse_split(has_masks: bool, tag_counts: dict[str, int], shards: list[dict[
 
 @dataclass(eq=False, repr=False)
 class StreamingDataModule(TaggedDataModule):
-    """Shards written by ``python -m wsss_afa.shard``.
+    """Shards written by ``wsss-afa shard``.
 
     Images are drawn from a window of shards, each once an epoch. There is no ``balanced``: drawing rare
     classes more often would need all tags in memory. The other settings are those of ``TaggedDataModule``.

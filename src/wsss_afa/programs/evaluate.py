@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python -m wsss_afa.evaluate ckpt=FILE data=voc data.root=… protocol=afa``.
+"""Evaluate a checkpoint: ``wsss-afa evaluate ckpt=FILE data=voc data.root=… protocol=afa``.
 
 A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
 """

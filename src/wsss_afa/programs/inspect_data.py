@@ -1,4 +1,4 @@
-"""Look through a data set before training: ``python -m wsss_afa.inspect_data data=folder data.root=…``.
+"""Look through a data set before training: ``wsss-afa inspect_data data=folder data.root=…``.
 
 Says what was found and how it was read, lists what is wrong with it, and leaves ``report.json`` and
 ``contact_sheet.png`` in the run's folder. Ends with exit code 1 if there are errors; warnings do not count.

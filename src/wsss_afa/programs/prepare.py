@@ -1,4 +1,4 @@
-"""From official archives to a folder that trains: ``python -m wsss_afa.prepare dataset=voc2012 root=…``.
+"""From official archives to a folder that trains: ``wsss-afa prepare dataset=voc2012 root=…``.
 
 Archives are downloaded, or taken from ``archives=DIR``, and checked; they are unpacked beside the root, which
 appears at once; every split is opened and counted, and masks are read. What was found goes to
@@ -62,7 +62,7 @@ def report(cfg: DictConfig, root: Path, manifest: dict[str, Any]) -> None:
         tags = sum(split["tags"].values())
         print(f"{name:<10} {split['images']} images, {split['masks']} masks, {tags} tags")
     print(f"manifest   {root / MANIFEST}")
-    print(f"train      python -m wsss_afa.train +experiment={cfg.dataset.experiment} data.root={root}")
+    print(f"train      wsss-afa train +experiment={cfg.dataset.experiment} data.root={root}")
 
 
 def run(cfg: DictConfig) -> float:

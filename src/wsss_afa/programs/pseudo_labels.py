@@ -1,4 +1,4 @@
-"""Write pseudo labels of a training set: ``python -m wsss_afa.pseudo_labels ckpt=FILE data=… out=DIR``.
+"""Write pseudo labels of a training set: ``wsss-afa pseudo_labels ckpt=FILE data=… out=DIR``.
 
 A method that needs no training stands in the place of the checkpoint: ``method=clip_es``.
 With ``sweep_thresholds=true`` nothing is written but the mIoU of each background score, on images with masks,

@@ -1,4 +1,4 @@
-"""Write shards: ``python -m wsss_afa.shard data=voc data.root=… out=DIR shards=64``."""
+"""Write shards: ``wsss-afa shard data=voc data.root=… out=DIR shards=64``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of a sweep as one table: ``python -m wsss_afa.sweep_report runs=runs/train/…``."""
+"""Runs of a sweep as one table: ``wsss-afa sweep_report runs=runs/train/…``."""
 
 from __future__ import annotations
 

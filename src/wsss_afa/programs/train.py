@@ -1,4 +1,4 @@
-"""Train: ``python -m wsss_afa.train +experiment=synthetic`` (or another file of ``conf/experiment``)."""
+"""Train: ``wsss-afa train +experiment=synthetic`` (or another file of ``conf/experiment``)."""
 
 from __future__ import annotations
 

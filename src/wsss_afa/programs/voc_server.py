@@ -1,4 +1,4 @@
-"""Results for VOC's evaluation server: ``python -m wsss_afa.voc_server ckpt=FILE data.root=…/VOC2012``.
+"""Results for VOC's evaluation server: ``wsss-afa voc_server ckpt=FILE data.root=…/VOC2012``.
 
 Writes ``results/VOC2012/Segmentation/comp6_test_cls/NAME.png`` for each image of the split's list, packs them
 to ``results.tgz`` and checks that file. ``check=PATH`` checks a folder or an archive that is there already.

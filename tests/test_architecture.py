@@ -19,7 +19,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 METHODS = sorted(path.name for path in (PACKAGE / "methods").iterdir() if (path / "method.py").is_file())
 SHARED = {
     "base.py", "two_level.py", "clip_cam.py", "towers.py", "released_texts.py", "recipe.py", "schema.py",
-    "untrusted.py", "optim.py", "first_form.py", "__init__.py",
+    "untrusted.py", "optim.py", "first_form.py", "weights_file.py", "__init__.py",
 }  # fmt: skip
 """Files of ``methods/`` that are of no method; what any other defines is its method's own."""
 

@@ -60,7 +60,7 @@ def test_help_says_purpose_examples_groups_and_settings(program, run):
     page = run(import_module(f"wsss_afa.{program}"), "--help")
     first, *rest = page.splitlines()
     assert re.match(r"[A-Z][^#]{20,}[.:]", first)
-    examples = [line for line in rest if line.startswith(f"  python -m wsss_afa.{program} ")]
+    examples = [line for line in rest if re.match(rf"  (python -m wsss_afa\.|wsss-afa ){program} ", line)]
     assert 3 <= len(examples) <= 7
     assert max(map(len, page.splitlines())) <= 125
     text = Path(CONFIG_DIR, f"{program}.yaml").read_text()

@@ -33,6 +33,13 @@ def test_a_wrong_number_is_out(tmp_path, capsys):
 
 
 SPOILT = {
+    "excel_part": [
+        "text/aggregated", "out/layer_features", "out/affinity_pred", "static/attribute_maps",
+        "static/losses", "dynamic/0/transition", "late/affinity_label", "late/losses", "out/trajectory",
+        "dynamic/grad_norm/decoder.linear_pred.weight", "final_norm/decoder.linear_pred.weight",
+        "eval/training_free/0/label", "eval/trained/0/cam_propagated",
+        "eval/segmentation/0/logits_half",
+    ],
     "more_a": [
         "out/class_tokens", "out/gcr_neighbours", "out/cam_aux", "out/label_main", "out/une_candidates_late",
         "loss/cle_late", "out/lam", "out/trajectory", "grad_norm/graph_layer.norm.weight",

@@ -72,7 +72,7 @@ def test_logits_are_averaged_on_the_grid_of_the_first_scale(mirror):
 
 def test_logits_are_averaged_at_the_size_of_the_image():
     net = Net()
-    merge = MultiScaleSegmentation(scales=(1.0, 0.5), fusion="mean_logits", size=(32, 32))
+    merge = MultiScaleSegmentation(scales=(1.0, 0.5), fusion="mean_logits", size=(32, 32), stepwise=True)
     maps = [net.conv(F.interpolate(IMAGE, (side, side), mode="bilinear")) for side in (32, 32)]
     maps[1] = net.conv(
         F.interpolate(F.interpolate(IMAGE, (32, 32), mode="bilinear"), (16, 16), mode="bilinear")

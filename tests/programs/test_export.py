@@ -202,7 +202,10 @@ def test_a_part_holds_what_it_needs_alone(part, monkeypatch, tmp_path):
 
 
 MISTAKES = {
-    "format": (["format=tflite"], "error: format=tflite is not known, need onnx, torch: set format=onnx"),
+    "format": (
+        ["format=tflite"],
+        "error: format=tflite is not known, need onnx, torch, safetensors, hf: set format=onnx",
+    ),
     "part": (["part=logits"], "error: part=logits is not known, need segmentation, cam, all"),
     "ending": (["format=torch", "output=model.onnx"], "error: output=model.onnx does not end in .pt2"),
     "folder": (["output=/dev/null/model.onnx"], "error: output=/dev/null/model.onnx cannot be written"),

@@ -109,9 +109,11 @@ def compare_step(file: File) -> Iterator[Row]:
 
 @torch.no_grad()
 def _texts(meta: dict[str, Any], file: File) -> dict[str, Tensor]:
-    """Directions of the texts' tokens before and after enrichment."""
-    tower = text_tower(text_weights(state_of(file)), meta["text_heads"])
-    texts = F.normalize(tower(torch.from_numpy(file["text/tokens"]).long()), dim=-1)
+    """Directions of the texts' tokens before and after enrichment; files may lack tokens and their tower."""
+    texts = torch.from_numpy(file["text/embedding"])
+    if "text/tokens" in file:
+        tower = text_tower(text_weights(state_of(file)), meta["text_heads"])
+        texts = F.normalize(tower(torch.from_numpy(file["text/tokens"]).long()), dim=-1)
     count, bank = len(meta["names"]), torch.from_numpy(file["text/attributes"]).T
     enriched = torch.cat([enrich(texts[:count], bank, 1 - meta["text_keep"]), texts[count:]])
     return {"text/embedding": texts, "text/aggregated": enriched.T}
@@ -147,7 +149,7 @@ def _labels(method: ExCEL, batch: Batch, file: File, phase: str) -> Iterator[Row
     guidance = labeler.guidance(passed.fused) if guided else None
     if guided:
         features = net.features(passed.encoded, guidance)
-        yield real("dynamic/image_features", features, file["dynamic/image_features"], REAL)
+        yield from compared(real, file, {"dynamic/image_features": features}, REAL)
     maps = net.class_maps(passed.encoded, guidance)
     yield real(f"{phase}/attribute_maps", maps.flatten(2).mT, file[f"{phase}/attribute_maps"], MAPS)
     attention = passed.encoded.attention[:, :, 1:, 1:]
@@ -165,7 +167,7 @@ def _labels(method: ExCEL, batch: Batch, file: File, phase: str) -> Iterator[Row
         boxes = box_mask(own, labeler.walk.box_threshold)[index][:count]
         yield label_row(f"{at}/box_mask", boxes, file[f"{at}/box_mask"])
         half = refined[index][: count + 1, ::2, ::2]
-        yield real(f"{at}/par_half", half, file[f"{at}/par_half"], REFINED)
+        yield from compared(real, file, {f"{at}/par_half": half}, REFINED)
         if guided:
             kept = kept_layers(attention)[:, index]
             yield label_row(f"{at}/layer_selected", kept, file[f"{at}/layer_selected"])
@@ -232,7 +234,6 @@ def _segmentation(method: ExCEL, meta: dict[str, Any], image: Tensor) -> Tensor:
                 scales=own,
                 mirror=mirror,
                 size=[meta["crop"]] * 2,
-                scaled_from="image",
                 fusion="mean_logits",
                 mirror_fusion="mean",
             )

@@ -73,10 +73,10 @@ class Report(Callback):
         num_images: of the best and of the worst images to show; 0 shows none, less raises UserError.
     """
 
-    def __init__(self, directory: str, checkpoint: str, num_images: int = 6):
+    def __init__(self, directory: str, checkpoint: str | None, num_images: int = 6):
         if num_images < 0:
             raise UserError(f"callbacks.report.num_images={num_images}, need 0 or more: change it")
-        self.directory, self.checkpoint, self.num_images = Path(directory), Path(checkpoint), num_images
+        self.directory, self.checkpoint, self.num_images = Path(directory), Path(checkpoint or ""), num_images
         self._written = False
 
     def on_validation_epoch_start(self, *_: Any) -> None:

@@ -48,8 +48,8 @@ class LabelSource(nn.Module):
         """
         if not self.has_background:
             if value is not None:
-                given = f"background={value}: source={self.source}"
-                raise UserError(f"{given} has no background score; leave it out")
+                what = f"background={value}: source={self.source} has no background score"
+                raise UserError(f"{what}; leave it out")
             return [0.0]  # its one label does not depend on the score
         given = self.method.backgrounds if value is None else value
         scores = [float(each) for each in (given if isinstance(given, Sequence) else [given])]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from wsss_afa.data.images import read_image, require_file, shrink, to_rgb
 from wsss_afa.errors import UserError, printable
+from wsss_afa.inference.hub import find_weights
 from wsss_afa.inference.prediction import Prediction, class_index, resize_maps
 from wsss_afa.inference.tiling import Grid, TiledNet
 from wsss_afa.methods.base import Method
@@ -113,6 +114,24 @@ class Predictor:
         A UserError says that the file is no such checkpoint, or what the class says.
         """
         return cls(load(path, trust), device, protocol, sizes)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, device: str = "auto", protocol: MultiScaleSegmentation | None = None,
+        sizes: Sizes | None = None, trust: Sequence[str] = (),
+    ) -> Predictor:  # fmt: skip
+        """Rebuild a network from a folder that ``export format=hf`` wrote, or from one on the hub.
+
+        Args:
+            name: Of the folder, or ``"user/name"`` on the hub; environment variables that huggingface_hub
+                knows, such as ``HF_TOKEN`` and ``HF_HUB_OFFLINE``, count.
+            device: As of the class, and so are ``protocol`` and ``sizes``.
+            trust: As in `methods.recipe.load`.
+
+        Raises:
+            UserError: There is neither, it cannot be had, or what `from_checkpoint` says.
+        """
+        return cls(load(find_weights(name), trust), device, protocol, sizes)
 
     def __call__(self, image: ImageLike, tags: Sequence[str] | None = None) -> Prediction:
         """Predict one image.

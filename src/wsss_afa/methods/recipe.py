@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from wsss_afa.errors import UserError, printable
 from wsss_afa.methods.afa.released import class_names, released_checkpoint
 from wsss_afa.methods.base import RECIPE_KEY, Method
+from wsss_afa.methods.excel import released as excel
 from wsss_afa.methods.first_form import is_first_form, renew
 from wsss_afa.methods.more import released as more
 from wsss_afa.methods.schema import OWN, check_settings, check_value, parameters, product
@@ -36,6 +37,7 @@ from wsss_afa.methods.toco import released as toco
 from wsss_afa.methods.towers import pinned, weights_of, with_files
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
 from wsss_afa.methods.weclip import released as weclip
+from wsss_afa.methods.weights_file import ENDING, WEIGHTS, read_weights
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
@@ -44,6 +46,8 @@ _BUILDING = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 _WEIGHTS = ("pretrained", "checkpoint_path")  # settings that name weights: ours, and one of timm's
 _PROGRAMS = {toco.MARK: toco.released_toco, more.MARK: more.released_more}
 """Readers of files of other programs than AFA's, by a name that no other program's files have."""
+_CLIP_PROGRAMS = {excel.MARK: excel.released_excel, weclip.MARK: weclip.released_weclip}
+"""Likewise of files with CLIP's towers, whose readers take class names; a file may have the second name, too."""
 _MAX_VALUES, _MAX_DEPTH = 100_000, 20
 
 
@@ -131,9 +135,10 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     """Rebuild a trained method from its file alone; its ``recipe`` has the class names.
 
     Args:
-        path: a ``.ckpt`` written by training, or a ``.pth`` that the program of a method's authors wrote,
-            with or without the prefix ``module.`` on its names. Such a file has the classes of VOC if there
-            are 20, of COCO if there are 80, else class_1, class_2, ….
+        path: a ``.ckpt`` written by training; what ``export format=safetensors`` or ``hf`` wrote; or a
+            ``.pth`` that the program of a method's authors wrote, with or without the prefix ``module.`` on
+            its names. Such a file has the classes of VOC if there are 20, of COCO if there are 80, else
+            class_1, class_2, ….
         trust: see `build`.
 
     Raises:
@@ -232,9 +237,14 @@ def _fit(state: Mapping[str, Tensor], towers: Collection[str], net: nn.Module) -
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    if (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
     if not path.is_file():
         raise UserError(f"ckpt={path}: no such file; give the path of a checkpoint, such as runs/…/best.ckpt")
     try:
+        if path.suffix == ENDING:
+            recipe, weights = read_weights(path)
+            return {RECIPE_KEY: recipe, "state_dict": {f"net.{name}": each for name, each in weights.items()}}
         return read_plain(path)
     except (UnreadableError, OSError, MemoryError) as error:
         raise UserError(f"ckpt={path}: {str(error) or type(error).__name__}") from error
@@ -249,10 +259,11 @@ def _released(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, 
         if mark in state:
             recipe, renamed = read(state)
             return recipe | {"class_names": class_names(len(renamed["decoder.predict.weight"]) - 1)}, renamed
-    if weclip.MARK in state:
-        names = class_names(len(state["decoder.linear_pred.weight"]) - 1)
-        recipe, renamed = weclip.released_weclip(state, names)
-        return recipe | {"class_names": names}, renamed
+    for mark, read_with_names in _CLIP_PROGRAMS.items():
+        if mark in state:
+            names = class_names(len(state["decoder.linear_pred.weight"]) - 1)
+            recipe, renamed = read_with_names(state, names)
+            return recipe | {"class_names": names}, renamed
     return released_checkpoint(content)
 
 

@@ -35,12 +35,12 @@ class MultiScaleSegmentation(nn.Module):
         mirror_fusion: of a map and its un-mirrored twin: ``max``, ``sum`` or ``mean`` of logits.
         long_side: pixels to which the longer side is resized first; None keeps the image's size.
         size: height and width to which the image is resized first, whatever its shape; None keeps its size.
-            Scales are made of what comes out.
+            Scales are factors of it.
         crf: refines the probabilities; None leaves them.
         mean: of the image's normalisation, 0…255.
         std: of the image's normalisation, 0…255.
         merged_at: where maps are merged: ``image`` or ``first``, the grid of the first scale's logits.
-        stepwise: scales are made of the image that ``long_side`` has resized, instead of the image itself.
+        stepwise: scales are made of the image as ``long_side`` or ``size`` resize it, not of itself.
 
     Raises:
         UserError: A setting is out of its range.
@@ -121,11 +121,11 @@ class MultiScaleSegmentation(nn.Module):
 
     def start(self, image: Tensor) -> Tensor:
         """The image (B, 3, ·, ·) that scales are made of."""
+        own = (image.shape[-2], image.shape[-1])
+        size = (self.size or own) if self.stepwise else own
         if self.stepwise and self.long_side is not None:
-            size: Sequence[int] | None = scaled_size(image.shape[-2:], self.long_side / max(image.shape[-2:]))
-        else:
-            size = self.size
-        return image if size is None or tuple(size) == tuple(image.shape[-2:]) else resize(image, size)
+            size = scaled_size(own, self.long_side / max(own))
+        return image if tuple(size) == own else resize(image, size)
 
     def sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Height and width of what is passed for an image of a size (H, W), one for each scale."""

@@ -29,4 +29,5 @@ def patch_text_maps(features: Tensor, texts: Tensor, num_classes: int) -> Tensor
 
 def normalize_tokens(features: Tensor) -> Tensor:
     """Features (B, n, d) over their length along the tokens, each channel for itself, as in CLIP Surgery."""
-    return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return features / length.clamp(min=1e-12)

@@ -112,8 +112,7 @@ def run(cfg: DictConfig) -> float:
         complete = len(records) == len(images)
         content = describe(cfg, predictor) | {"complete": complete, "images": records}
         write_whole(out / RESULTS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    handed_on = write_formats(formats, out, from_records(records, out), predictor.class_names)
-    for path in handed_on:
+    for path in write_formats(formats, out, from_records(records, out), predictor.class_names):
         say("written", path)
     if errors := report(records, left_out, out):
         several = f"{len(errors)} of {len(images)} images failed: mend what is listed above and in {RESULTS}"

@@ -48,5 +48,5 @@ def _outline(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The polygon (n, 2) of a region without holes: through the quarters of its outer pixels."""
     quarters = mask.repeat(2, 0).repeat(2, 1)
     (contour,), _ = cv2.findContours(quarters, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    corners: NDArray[np.float64] = (contour[:, 0].astype(np.float64) + 0.5) / 2
-    return corners
+    outline: NDArray[np.float64] = (contour[:, 0] + 0.5) / 2
+    return outline

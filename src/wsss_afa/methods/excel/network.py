@@ -84,8 +84,9 @@ class ExCELNet(nn.Module):
         """Run both paths; ``attended`` blocks from the end hand on their attention."""
         tokens, grid = self.backbone.embed(image)
         side, pull, layers, attention = tokens, tokens.new_zeros(()), [], []
-        for index, block in enumerate(self.backbone.blocks):
-            if index < min(self.first, len(self.backbone.blocks) - (attended or self.attended)):
+        blocks: list[Any] = list(self.backbone.blocks)
+        for index, block in enumerate(blocks):
+            if index < min(self.first, len(blocks) - (attended or self.attended)):
                 tokens, _, _ = run_block(block, tokens)
                 layers.append(tokens)
                 continue
@@ -110,7 +111,7 @@ class ExCELNet(nn.Module):
 
     def fuse(self, encoded: Calibrated) -> Tensor:
         """The fused map (B, decoder_dim, h, w) of a pass."""
-        maps = [layer[:, 1:].mT.unflatten(2, encoded.grid) for layer in encoded.layers]
+        maps = [_on_grid(layer[:, 1:].mT, encoded.grid) for layer in encoded.layers]
         fused: Tensor = self.fusion(maps)
         return fused
 
@@ -130,7 +131,7 @@ class ExCELNet(nn.Module):
         """Class maps (B, C, h, w) in [0, 1] of a pass, in float32."""
         with torch.autocast(encoded.side.device.type, enabled=False):
             features = self.features(encoded, guidance).float()
-            return patch_text_maps(features, self.texts, self.num_classes).unflatten(2, encoded.grid)
+            return _on_grid(patch_text_maps(features, self.texts, self.num_classes), encoded.grid)
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits (B, K, h, w)."""
@@ -154,21 +155,30 @@ class ExCELNet(nn.Module):
         return Activation(self.class_maps(encoded), AffinityTokens([], [], encoded.grid))
 
 
+def _on_grid(rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rows (B, D, N) of tokens as maps (B, D, h, w)."""
+    return rows.reshape(*rows.shape[:2], *grid)
+
+
 def _likeness(one: Tensor, other: Tensor) -> Tensor:
     """Scaled, soft-maxed products (B, heads, n, n) of tokens of heads (B, heads, n, d)."""
-    return (one @ other.mT * one.shape[-1] ** -0.5).softmax(-1)
+    likeness: Tensor = (one @ other.mT * one.shape[-1] ** -0.5).softmax(-1)
+    return likeness
 
 
 def _self_likeness(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The calibrated attention, the same for every head: (B, 1, n, n)."""
-    return sum(_likeness(each, each).sum(1, keepdim=True) for each in (query, key, value)) / 3
+    alike = [_likeness(each, each).sum(1, keepdim=True) for each in (query, key, value)]
+    return torch.stack(alike).sum(0) / 3
 
 
 def _project_heads(block: Any, heads: Tensor) -> Tensor:
     """Output (B, n, D) of a block's attention of what its heads (B, heads, n, d) attended to."""
-    return block.attn.proj(heads.transpose(1, 2).flatten(2))
+    attended: Tensor = block.attn.proj(heads.transpose(1, 2).flatten(2))
+    return attended
 
 
 def _weigh_heads(block: Any, heads: Tensor) -> Tensor:
     """The same without the bias."""
-    return F.linear(heads.transpose(1, 2).flatten(2), block.attn.proj.weight)
+    weighed: Tensor = F.linear(heads.transpose(1, 2).flatten(2), block.attn.proj.weight)
+    return weighed

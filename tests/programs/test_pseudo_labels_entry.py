@@ -215,37 +215,47 @@ def test_the_sweep_counts_what_would_be_written(run, tmp_path):
     assert sweep["chosen"]["labelled"] == pytest.approx(100 * counted.mean(), abs=1e-3)
 
 
-def test_what_is_told_without_masks(run, tmp_path):
-    """Against plain counting over the labels that would be written."""
-    scores = (0.2, 0.3, 0.6)
-    printed = run("source=par", "choose_threshold=true", f"thresholds={list(scores)}".replace(" ", ""))
+def told(run, tmp_path, source, scores):
+    """What is told of a source, beside the labels that would be written."""
+    words = f"thresholds={list(scores)}".replace(" ", "")
+    printed = run(f"source={source}", "choose_threshold=true", words)
     content = json.loads((tmp_path / "run" / "choice.json").read_text())
-    with Image.open(tmp_path / "run" / "choice.png") as sheet:
-        assert min(sheet.size) > 300
+    assert f"suggested background={content['suggested']['background']:g}" in printed
     labels = {}
     for score in scores:
-        run("source=par", f"background={score}", f"out={tmp_path}/{score}")
-        labels[score] = np.stack(list(read(tmp_path / f"{score}").values()))
-    run("source=seg", f"out={tmp_path}/seg")
-    seg = np.stack(list(read(tmp_path / "seg").values()))
+        run(f"source={source}", f"background={score}", f"out={tmp_path}/{source}{score}")
+        labels[score] = np.stack(list(read(tmp_path / f"{source}{score}").values()))
+    return content, labels
+
+
+def test_what_is_told_without_masks(run, tmp_path):
+    """Against plain counting over the labels that would be written."""
+    content, labels = told(run, tmp_path, "par", (0.2, 0.3, 0.6))
+    with Image.open(tmp_path / "run" / "choice.png") as sheet:
+        assert min(sheet.size) > 300
     scenes = SyntheticScenes(5, 32, 3)
     tags = np.stack([scene["class_label"] for scene in scenes]).astype(bool)
-    for record, (lower, score, upper) in zip(
-        content["thresholds"], [(0.2, 0.2, 0.3), (0.2, 0.3, 0.6), (0.3, 0.6, 0.6)], strict=True
-    ):
+    sides = [(0.2, 0.2, 0.3), (0.2, 0.3, 0.6), (0.3, 0.6, 0.6)]
+    for record, (lower, score, upper) in zip(content["thresholds"], sides, strict=True):
         own = labels[score]
         assert record["background"] == score
         assert record["covered"] == pytest.approx((own > 0).mean(), abs=1e-4)
         assert record["undecided"] == pytest.approx((labels[lower] != labels[upper]).mean(), abs=1e-4)
         shares = np.stack([(own == c).mean((1, 2)) for c in (1, 2, 3)], 1)
         assert record["found"] == pytest.approx(((shares >= 0.01) & tags).sum() / tags.sum(), abs=1e-4)
-        confusion = confusion_matrix(seg.ravel(), own.ravel(), labels=range(4)).astype(float)
-        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-        iou = (confusion.diagonal() / np.maximum(union, 1))[confusion.sum(1) > 0]
-        assert record["agreement"] == pytest.approx(iou.mean(), abs=1e-4)
-    best = max(content["thresholds"], key=lambda record: record["agreement"])
-    assert content["suggested"] == best
-    assert f"suggested background={best['background']:g}" in printed
+    sharpest = max(content["thresholds"], key=lambda record: record["contrast"])
+    assert content["suggested"]["contrast"] == sharpest["contrast"] > 0
+
+
+def test_a_raw_map_covers_as_much_as_the_sharpest_refined_label(run, tmp_path):
+    scores = (0.1, 0.2, 0.3, 0.4, 0.5)
+    refined, _ = told(run, tmp_path, "par", scores)
+    raw, labels = told(run, tmp_path, "cam", scores)
+    sharpest = max(refined["thresholds"], key=lambda record: record["contrast"])
+    assert raw["sharpest"]["source"] == "par"
+    assert raw["sharpest"]["covered"] == sharpest["covered"]
+    away = {score: abs((label > 0).mean() - sharpest["covered"]) for score, label in labels.items()}
+    assert raw["suggested"]["background"] == min(away, key=away.get)
 
 
 def test_contrast_along_borders():

@@ -1,8 +1,8 @@
 """The background score that suits labels best, as far as images without masks can tell.
 
 For each score it is counted how much of the images is labelled, how much the scores beside it disagree on,
-which tags get pixels, how much sharper than elsewhere images change where labels do, and how well labels
-agree with the network's own segmentation of the same tags. The score of the best agreement is suggested.
+which tags get pixels, and how much sharper than elsewhere images change where labels do. Refined labels are
+right where their borders are sharpest, and labels of other sources where they cover as much as these do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -19,23 +19,22 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from wsss_afa.data.images import shrink
 from wsss_afa.errors import say
 from wsss_afa.files import write_whole
-from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
-from wsss_afa.metrics import FOUND, SegmentationMetrics
+from wsss_afa.inference.label_source import LabelSource
+from wsss_afa.metrics import FOUND
 from wsss_afa.types import Batch
 from wsss_afa.visualize import Panel, paint_label, picture_grid, save_figure
 
 _SHOWN, _SIDE = 8, 320  # pictures of a contact sheet, and their longer side in pixels
 _SCORES = 5  # that it shows: every other of those tried, around the suggested one
-_COLUMNS = {
-    "covered": "of a class", "undecided": "undecided", "found": "tags found", "contrast": "contrast",
-    "agreement": "agreement",
-}  # fmt: skip
+_COLUMNS = {"covered": "of a class", "undecided": "undecided", "found": "tags found", "contrast": "contrast"}
+_REFINED = "par"
+"""The source whose borders follow those of the image, where a method has it."""
 Shown = tuple[str, NDArray[np.uint8], NDArray[np.uint8]]
 """Name of an image, its pixels (H, W, 3), and its labels (T, H, W) by background score."""
 
@@ -108,31 +107,31 @@ def border_contrast(image: Tensor, labels: Tensor) -> Tensor:
 class ThresholdChoice(L.LightningModule):
     """Compare the labels of every background score, ascending, for ``Trainer.predict`` over any images.
 
-    ``class_names`` are the C foreground classes.
+    Labels of the source ``par`` are compared beside those of another, if the method has it.
     """
 
-    def __init__(self, source: LabelSource, thresholds: Sequence[float], class_names: Sequence[str]):
+    def __init__(self, source: LabelSource, thresholds: Sequence[float]):
         super().__init__()
         self.source, self.thresholds = source, sorted(set(thresholds))
-        self.segmentation = LabelSource(source.method, SEGMENTATION, source.protocol)
-        agreement = nn.ModuleList(SegmentationMetrics(1 + len(class_names)) for _ in self.thresholds)
-        self._agreement = cast(Sequence[SegmentationMetrics], agreement)
+        own = source.source == _REFINED or _REFINED not in source.method.sources
+        self.refined = source if own else LabelSource(source.method, _REFINED, source.protocol)
         self.census = LabelCensus(len(self.thresholds))
+        self.refined_census = self.census if own else LabelCensus(len(self.thresholds))
         self.results: dict[str, Any] = {}
         self.shown: list[Shown] = []
 
     @property
     def outcome(self) -> float:
         """The background score that is suggested."""
-        return float(self.results["best"]["background"])
+        return float(self.results["suggested"]["background"])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Count one image under every score; return its name."""
+        image, tags = batch["image"][0], batch["class_label"][0]
         labels = torch.cat(self.source(batch, self.thresholds))  # (T, H, W)
-        (segmentation,) = self.segmentation(batch, [0.0])
-        for metric, label in zip(self._agreement, labels, strict=True):
-            metric.update(label[None], segmentation)
-        self.census.update(batch["image"][0], labels, batch["class_label"][0])
+        self.census.update(image, labels, tags)
+        if self.refined is not self.source:
+            self.refined_census.update(image, torch.cat(self.refined(batch, self.thresholds)), tags)
         every = max(1, int(self.trainer.num_predict_batches[0]) // _SHOWN)
         if batch_idx % every == 0 and len(self.shown) < _SHOWN:
             self.shown.append(self._show(batch, labels))
@@ -146,18 +145,28 @@ class ThresholdChoice(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Collect what was counted of the whole set; the metrics sum it over processes themselves."""
-        columns = {name: values.tolist() for name, values in self.census.compute().items()}
-        columns["agreement"] = [float(metric.compute()["miou"]) for metric in self._agreement]
+        counted, refined = self.census.compute(), self.refined_census.compute()
+        columns = {name: values.tolist() for name, values in counted.items()}
         tried = [
             {"background": score, **{name: round(values[i], 5) for name, values in columns.items()}}
             for i, score in enumerate(self.thresholds)
         ]
-        self.results = {"best": max(tried, key=lambda record: record["agreement"]), "thresholds": tried}
+        sharpest = int(refined["contrast"].argmax())
+        distance = (counted["covered"] - refined["covered"][sharpest]).abs()
+        self.results = {
+            "suggested": tried[int(distance.argmin())],
+            "sharpest": {
+                "source": self.refined.source,
+                "background": self.thresholds[sharpest],
+                "covered": round(float(refined["covered"][sharpest]), 5),
+            },
+            "thresholds": tried,
+        }
 
     def write(self, folder: Path, of: dict[str, Any], console: Console) -> None:
         """Print what was found; write it and what it is ``of`` as JSON, and a contact sheet."""
-        best, tried = self.results["best"], self.results["thresholds"]
-        text = json.dumps(of | {"suggested": best, "thresholds": tried}, indent=2, ensure_ascii=False)
+        best, sharpest, tried = self.results.values()
+        text = json.dumps(of | self.results, indent=2, ensure_ascii=False)
         write_whole(folder / "choice.json", text + "\n")
         title = "Labels by background score"
         table = Table("background", *_COLUMNS.values(), title=title, title_justify="left")
@@ -171,6 +180,8 @@ class ThresholdChoice(L.LightningModule):
         console.print(table)
         edge = best in (tried[0], tried[-1])
         remark = ", at the end of `thresholds`: try more" * edge
+        where = f"source={sharpest['source']} background={sharpest['background']:g}"
+        say("sharpest", f"{where}: {sharpest['covered']:.1%} of the pixels are of a class")
         say("suggested", f"background={best['background']:g}{remark}")
         say("table", folder / "choice.json")
         if self.shown:

@@ -83,11 +83,11 @@ def compare(
     cfg: DictConfig, source: LabelSource, scores: list[float], images: WholeImages, of: dict[str, Any]
 ) -> float:
     """Compare background scores, write what is found; return the best mIoU, or the score suggested."""
-    chooses, names = cfg.choose_threshold, of["class_names"]
+    chooses = cfg.choose_threshold
     check_thresholds(source, cfg.thresholds, "choose_threshold" if chooses else "sweep_thresholds")
-    module: ThresholdChoice | ThresholdSweep = ThresholdSweep(source, cfg.thresholds, scores, names)
-    if chooses:
-        module = ThresholdChoice(source, cfg.thresholds, names)
+    module: ThresholdChoice | ThresholdSweep = ThresholdChoice(source, cfg.thresholds)
+    if not chooses:
+        module = ThresholdSweep(source, cfg.thresholds, scores, of["class_names"])
     if pass_over(images, module, cfg).is_global_zero:
         module.write(Path(HydraConfig.get().runtime.output_dir), of, Console())
     return module.outcome

@@ -108,7 +108,7 @@ def check_thresholds(source: LabelSource, thresholds: Sequence[float], setting: 
     """Refuse, by a UserError, a source without background score, and scores that are none."""
     if not source.has_background:
         what = f"{setting}=true: source={source.source} has no background score to vary"
-        raise UserError(f"{what}; python -m wsss_afa.evaluate scores it")
+        raise UserError(f"{what}; wsss-afa evaluate scores it")
     if not thresholds or not all(0 <= threshold <= 1 for threshold in thresholds):
         raise UserError(f"thresholds={thresholds}: need one or more numbers in [0, 1]")
 

@@ -54,7 +54,7 @@ class CLIPES(CLIPMethod):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """None: a UserError says how labels are made."""
-        how = "python -m wsss_afa.pseudo_labels method=clip_es"
+        how = "wsss-afa pseudo_labels method=clip_es"
         raise UserError(f"method=clip_es trains nothing: {how} labels images, method=weclip trains on them")
 
     def classify(self, image: Tensor) -> Tensor:

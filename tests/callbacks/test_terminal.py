@@ -232,7 +232,7 @@ def test_the_end_says_what_is_where_and_what_to_do(log):
     )
     for path in re.findall(r"(?:ckpt=|curves +|weights +|, )(run/\S+?)(?:,|\s|$)", "\n".join(end)):
         assert (folder / path).is_file()
-    (words,) = (line.partition("wsss_afa.evaluate ")[2].split() for line in end if "evaluate" in line)
+    (words,) = (line.partition("wsss-afa evaluate ")[2].split() for line in end if "evaluate" in line)
     assert words[:2] == ["ckpt=run/checkpoints/best.ckpt", "data=synthetic"]
     assert "data.num_classes=3" in words
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from wsss_afa.data.folder.content import read_folder
+from wsss_afa.data.folder.tags import read_tags
 from wsss_afa.errors import UserError
 
 TAGS = {"a": {"cat"}, "b": {"cat", "hot, <b>dog</b>"}, "c": set(), "d d": {"müll"}}
@@ -304,3 +305,35 @@ def test_a_mistake_gets_one_line(tmp_path, mistake):
     with pytest.raises(UserError, match=pattern) as error:
         read_folder(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "annotations", [["x"], [None], [{"result": "x"}], [{"result": [3]}], [{"result": [None]}]]
+)
+def test_label_studio_broken_inside_is_refused(tmp_path, annotations):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"id": 7, "data": {"image": "a.png"}, "annotations": annotations}]))
+    with pytest.raises(UserError, match=r"task 7 is no task of Label Studio: export"):
+        read_tags(path)
+
+
+def test_label_studio_answers_that_name_nothing_are_doubted(tmp_path):
+    path = tmp_path / "x.json"
+    results = [{"value": {"rating": 3}}], [{"value": {"choices": [1]}, "from_name": None}], None
+    path.write_text(json.dumps([
+        {"id": i, "data": {"image": f"http://[x/{i}.png"}, "annotations": [{"result": result}]}
+        for i, result in enumerate(results)
+    ]))  # fmt: skip
+    table = read_tags(path)
+    assert [row.tags for row in table.rows] == [(), ("1",), ()]
+    assert "has 1 annotations without a name, such as ratings" in table.doubts[0]
+
+
+def test_a_subset_of_cvat_that_is_no_split_is_refused_beside_tests(tmp_path):
+    path = tmp_path / "annotations.xml"
+    images = "".join(
+        f'<image id="{i}" name="{i}.png" subset="{name}"/>' for i, name in enumerate(["Test", "x"])
+    )
+    path.write_text(f"<annotations>{images}</annotations>")
+    with pytest.raises(UserError, match=r"subset 'x', need Train, Validation or Test"):
+        read_tags(path)

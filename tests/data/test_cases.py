@@ -97,6 +97,33 @@ READ = {
         CAT_DOG,
         1,
     ),
+    "column test beside tags": (csv("cat,0", "dog,0", "cat,1", header="file,tags,test"), CAT_DOG, 1),
+    "column test beside classes": (
+        csv("1,0,0", "0,1,0", "0,0,0", "1,0,1", header="file,cat,dog,test"),
+        CAT_DOG,
+        1,
+    ),
+    "a column of the class train": (
+        csv("1,0", "0,1", "0,0", header="file,cat,train"),
+        ("cat", "train"),
+        0,
+    ),
+    "splits in Chinese": (
+        placed("\u8bad\u7ec3\u96c6/cat", "\u8bad\u7ec3\u96c6/dog", "\u6d4b\u8bd5\u96c6/cat"),
+        CAT_DOG,
+        2,
+    ),
+    "splits in wide letters": (placed("\uff54rain/cat", "train/dog", "\uff54est/cat"), CAT_DOG, 2),
+    "splits in COCO's images": (
+        coco(
+            images=[
+                {"id": i, "file_name": f"{'abc'[i]}.png", "split": "test" if i > 1 else "train"}
+                for i in range(3)
+            ]
+        ),
+        CAT_DOG,
+        1,
+    ),
     "column is_test": (csv("cat,0", "dog,False", "cat,1", header="file,tags,is_test"), CAT_DOG, 1),
     # names that look alike
     "composed and decomposed": (csv(NFC, NFD, "", ""), (NFC,), 0),
@@ -143,6 +170,12 @@ READ = {
         ("N/A",),
         0,
     ),
+    "_background_ of labelme": (
+        csv("cat", "dog", "_background_") | {"classes.txt": "_background_\ncat\ndog\n"},
+        CAT_DOG,
+        0,
+    ),
+    "commas of Chinese and Arabic": (csv("cat\u3001dog", "dog\u3001cat", ""), CAT_DOG, 0),
     # forms
     "Excel's first line": (
         csv("cat", "", "") | {"labels.csv": "sep=;\r\nfile;tags\r\na;cat\r\nb;\r\nc;\r\n"},
@@ -216,6 +249,24 @@ REFUSED = {
         photos("input/a", "input/b") | {"output/a.png": GREY, "output/b.png": GREY},
         "the folder output with the names",
     ),
+    "masks of many folders in one": (
+        photos("cat/a", "dog/b", ending=".jpg")
+        | {"annotations/a_mask.png": GREY, "annotations/b_mask.png": GREY},
+        "the folder annotations with the names of photos in other folders",
+    ),
+    "several masks beside a photo": (
+        photos("cat/a (1)", "dog/b", ending=".jpg")
+        | {"cat/a (1)_mask.png": GREY, "cat/a (1)_mask_1.png": GREY},
+        r"beside cat/a \(1\)\.jpg, which looks like masks",
+    ),
+    "masks in front": (
+        photos("cat/a", "dog/b") | {"cat/mask_a.png": GREY, "dog/mask_b.png": GREY},
+        r"cat/mask_a\.png beside cat/a\.png",
+    ),
+    "masks in TIFF": (
+        photos("x/a", "x/b", ending=".jpg") | photos("y/a", "y/b", mode="L", ending=".tif"),
+        "the folder y with the names of the photos in x",
+    ),
     "masks in JPEG": (
         photos("images/a", ending=".jpg") | photos("GT/a", mode="L", ending=".jpg"),
         "the folder GT ",
@@ -234,6 +285,19 @@ REFUSED = {
         r"set data\.labels=tables/x\.csv if",
     ),
     "everything a folder deeper": (placed("pets/cat", "pets/dog"), r"has all photos in .*pets, need"),
+    "columns of several splits": (
+        csv("cat,1,0", "dog,0,1", header="file,tags,train,test"),
+        "'train' and 'test' that name splits: write one",
+    ),
+    "numbers twice": (csv("1", "1.0", "2"), "'1' and '1\\.0': spell them alike"),
+    "Cyrillic capitals": (csv("B", "\u0412", ""), r"'B' and '\\u0412': spell them alike"),
+    "a vector of 0 and 1": (listed("[1, 0, 0]", "[0 1 0]"), "a 0 or 1 for each class"),
+    "bytes as Python prints them": (listed("b'cat'", "b'dog'"), "which a program printed"),
+    "scores": (csv("cat:0.9;dog:0.1", "dog:1.0"), "which a program printed"),
+    "a category without a name": (
+        coco(categories=[{"id": 0, "name": ""}, {"id": 1, "name": "x"}]),
+        "'name' '' \\(text\\), need a name",
+    ),
     "twin letters": (csv("cat", "c\u0430t", ""), r"'c(a|\\u0430)t' and 'c(a|\\u0430)t': spell"),
     "photos of one name": (
         photos(NFC, NFD) | {"labels.csv": "file,tags\n"},
@@ -244,7 +308,7 @@ REFUSED = {
     "list without quotes": (listed("[cat, dog]"), "broken list"),
     "shortened list": (listed("['cat' ... 'dog']"), "broken list"),
     "counts as text": (listed("{'cat': 1}"), "broken list"),
-    "torn list": (csv("\"'cat', 'dog']\"", "x", ""), "a piece of a list"),
+    "torn list": (csv("\"'cat', 'dog']\"", "x", ""), "which a program printed"),
     "255 classes": (
         csv("cat", "") | {"classes.txt": "cat\n" + "\n".join(f"c{i}" for i in range(254))},
         "has 255 classes, need 254 at most",
@@ -308,7 +372,9 @@ def test_what_is_refused(tmp_path, name):
     assert ": " in str(error.value)
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "None", "N/A", "<NA>", "null", "-", "?"])
+@pytest.mark.parametrize(
+    "word", ["nan", "NaN", "None", "N/A", "<NA>", "null", "-", "?", "\u2014", "#REF!", "(null)", "\\N"]
+)
 def test_missing_values_are_no_tags_and_said(tmp_path, word):
     write(tmp_path, csv(word, "cat", word, "dog"))
     content = read_folder(tmp_path)
@@ -365,3 +431,10 @@ def test_pixels_without_a_known_range_are_errors_and_one_colour_is_a_warning(tmp
     ], strict=True):  # fmt: skip
         assert level == wanted
         assert message.startswith(pattern)
+
+
+def test_the_same_folders_in_each_class_are_doubted(tmp_path):
+    write(tmp_path, placed("fold_0/cat", "fold_0/dog", "fold_1/cat"))
+    content = read_folder(tmp_path)
+    assert content.class_names == ("fold_0", "fold_1")
+    assert "has a folder cat in each of fold_0, fold_1, read as classes" in content.doubts[0]

@@ -5,6 +5,7 @@ They come from tables and folders of anybody. `tidy` is that spelling; `look` te
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from wsss_afa.errors import printable
@@ -12,9 +13,10 @@ from wsss_afa.errors import printable
 _BLANKS = "\u2800"  # Braille without a dot; what else is blank, Python knows
 _INVISIBLE = "\u034f\u115f\u1160\u3164\uffa0"  # letters and marks that show nothing
 _TWINS = str.maketrans(
-    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u03bf\u03bd\u2019\u2018\u02bc",
-    "aeopcyxijshdov'''",
-)  # Cyrillic, Greek and quotation marks, and their Latin twins
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u03bf\u03bd"
+    "\u0432\u043a\u043c\u043d\u0442\u2019\u2018\u02bc\u00b4",
+    "aeopcyxijshdovbkmht''''",
+)  # Cyrillic, Greek and quotation marks, and their Latin twins, be it as capitals
 
 
 def tidy(name: str) -> str:
@@ -29,6 +31,11 @@ def tidy(name: str) -> str:
     return printable(" ".join(spaced.split()))
 
 
+def is_background(name: str) -> bool:
+    """Whether a name means no class at all: ``background``, be it written ``_background_`` or in capitals."""
+    return re.sub(r"[\W_]", "", name).casefold() == "background"
+
+
 def look(name: str) -> str:
     """A key that is equal for names which people take for the same, whatever their case, width and script.
 
@@ -36,7 +43,9 @@ def look(name: str) -> str:
         >>> look("\\u0421\\u200bat") == look("cat")  # the first letter is Cyrillic
         True
     """
-    plain = unicodedata.normalize("NFKC", tidy(name)).casefold().translate(_TWINS)
+    plain = unicodedata.normalize("NFKC", tidy(name).replace("\u00b4", "'")).casefold().translate(_TWINS)
+    if number := re.fullmatch(r"0*(\d+)(\.0*)?", plain):  # 1, 01 and 1.0 are one number
+        plain = number[1]
     return "".join("-" if unicodedata.category(character) == "Pd" else character for character in plain)
 
 

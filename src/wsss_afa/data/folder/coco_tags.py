@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsss_afa.data.folder.records import kind_of
+from wsss_afa.data.folder.splits import split_of
 from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError
 
@@ -20,6 +21,7 @@ class Pictured(NamedTuple):
     file: str
     names: list[str]
     identity: str
+    split: str  # train, val, test, or empty where nothing says so
 
 
 def is_coco(content: Any) -> bool:
@@ -59,7 +61,13 @@ def read_coco(path: Path, content: dict[str, Any]) -> tuple[list[Pictured], list
                 problem = f"{path} has an annotation of {key} {value}, which is not listed"
                 raise UserError(f"{problem} (as {next(iter(listed), 'none')} is): export it anew")
         tags[image].add(category)
-    images = [Pictured(files[each], [names[i] for i in ids if i in own], each) for each, own in tags.items()]
+    splits = {
+        _id(path, item, "images", "id"): split_of(str(item.get("split", ""))) for item in content["images"]
+    }
+    images = [
+        Pictured(files[each], [names[i] for i in ids if i in own], each, splits[each])
+        for each, own in tags.items()
+    ]
     return images, [names[i] for i in ids]
 
 
@@ -74,6 +82,8 @@ def _by_id(path: Path, content: dict[str, Any], group: str, key: str) -> dict[st
         identity, value = _id(path, item, group, "id"), _value(path, item, group, key)
         if not isinstance(value, str) and not (key == "name" and type(value) is int):
             raise _wrong(path, group, key, value, "text")
+        if isinstance(value, str) and not tidy(value):
+            raise _wrong(path, group, key, value, "a name")
         if identity in found:
             raise UserError(f"{path} has two {group} of one id or name, such as {identity}: delete one")
         found[identity] = str(value)

@@ -34,7 +34,7 @@ from wsss_afa.data.folder.splits import folder_splits, split_of
 from wsss_afa.data.folder.tags import Row, Table
 from wsss_afa.data.folder.yolo import read_yolo
 from wsss_afa.data.images import all_of, read_image, read_mask, shrink
-from wsss_afa.data.names import look, tidy, told_apart
+from wsss_afa.data.names import is_background, look, tidy, told_apart
 from wsss_afa.errors import UserError, say
 from wsss_afa.types import IGNORE_INDEX, MAX_CLASSES, Sample
 
@@ -166,7 +166,7 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     names = dict.fromkeys(map(tidy, read_text(path).splitlines()))
-    return tuple(name for name in names if name and name.casefold() != "background")
+    return tuple(name for name in names if name and not is_background(name))
 
 
 def _class_names(root: Path, table: Table, listed: tuple[str, ...]) -> tuple[str, ...]:

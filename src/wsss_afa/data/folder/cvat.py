@@ -43,6 +43,11 @@ def read_cvat(path: Path) -> Export:
     names = [label.findtext("name", "") for label in root.iterfind("meta//labels/label")]
     splits = [split_of(image.get("subset", "")) for image in images]
     records = [_record(path, image) for image in images]
+    if {"val", "test"} & {*splits} and not all(splits):
+        other = images[splits.index("")].get("subset", "")
+        raise UserError(
+            f"{path} has the subset {other!r}, need Train, Validation or Test beside others: rename it"
+        )
     if all(splits):
         records = [
             (where, {**own, "split": part}) for (where, own), part in zip(records, splits, strict=True)

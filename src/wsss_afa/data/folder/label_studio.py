@@ -52,19 +52,29 @@ def read_tasks(path: Path, content: list[Any]) -> Export:
     Raises:
         UserError: A task names no image, or has no list of annotations.
     """
-    answers, questions = list[_Answer](), Counter[str]()
+    answers, questions, other = list[_Answer](), Counter[str](), 0
     for n, task in enumerate(content, 1):
         where = f"task {task.get('id', n)}" if isinstance(task, dict) else f"item {n}"
         if not is_tasks([task]) or not isinstance(task["annotations"], list):
             raise UserError(f"{path} {where} is no task of Label Studio: export the project anew")
-        for annotation in task["annotations"]:
+        for annotation in _objects(path, where, task["annotations"]):
             if annotation.get("was_cancelled"):
                 continue
-            results = [each for each in annotation.get("result", []) if _names(each.get("value"))]
-            questions.update({each.get("from_name", "") for each in results})
+            given = _objects(path, where, annotation.get("result") or [])
+            results = [each for each in given if _names(each.get("value"))]
+            other += bool(given and not results)
+            questions.update({str(each.get("from_name") or "a question") for each in results})
             tags = [name for each in results for name in _names(each["value"])]
             answers.append(_Answer(where, _image(path, where, task["data"]), tags, _time(annotation)))
-    return _export(path, answers, questions)
+    export, problem = _export(path, answers, questions), f"{path} has {other} annotations without a name"
+    doubt = f"{problem}, such as ratings, read as no tag: leave out what is no background"
+    return export._replace(doubts=export.doubts + (doubt,) * bool(other))
+
+
+def _objects(path: Path, where: str, values: Any) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
+        raise UserError(f"{path} {where} is no task of Label Studio: export the project anew")
+    return values
 
 
 def read_short_form(path: Path, records: Sequence[Record]) -> Export:
@@ -118,6 +128,8 @@ def _names(value: Any) -> list[str]:
             return _names(json.loads(value)) if value.strip()[:1] in ("[", "{") else [value] * bool(value)
         except ValueError:
             return [value]
+    if type(value) is int:
+        return [str(value)]
     if isinstance(value, dict):
         value = [
             own for key, own in value.items() if key in ("choices", "taxonomy") or key.endswith("labels")
@@ -127,7 +139,7 @@ def _names(value: Any) -> list[str]:
 
 def _each_name(values: list[Any]) -> Iterator[str]:
     for value in values:
-        yield from [value] if isinstance(value, str) else _names(value)
+        yield from [str(value)] if type(value) in (str, int) else _names(value)
 
 
 def _time(values: Mapping[str, Any]) -> str:
@@ -150,7 +162,10 @@ def _image_column(path: Path, values: Mapping[str, Any]) -> str:
 
 def _place(address: str) -> str:
     """The path in an address: of a file uploaded, in local storage, in a bucket, or of the web."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # half an address of IPv6
+        return address
     if len(parts.scheme) < 2 and not address.startswith("/data/"):
         return address
     local = parse_qs(parts.query).get("d")

@@ -12,6 +12,7 @@ _OPEN = re.compile(r"""[\[{]|[\w.]*\(\s*(?:[\[({'"]|\))""")
 _CALL = re.compile(r"[\w.]+\((?P<inside>.*)\)", re.DOTALL)
 _KEYWORDS = re.compile(r""",\s*(?:dtype|name|length|ordered|categories|maxlen)\s*=.*$""", re.DOTALL)
 _ESCAPE = re.compile(r"""\\(?:(['"\\])|x([\da-fA-F]{2})|u([\da-fA-F]{4}))""")
+_TORN = re.compile(r"""[\[{(]\s*['"]|['"]\s*[\]})]$|^[bu]?(['"]).+\1$|\bdtype: |\ufffd|[:=]\s*[01]?\.\d+$""")
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -21,8 +22,8 @@ def looks_like_list(text: str) -> bool:
 
 
 def looks_torn(name: str) -> bool:
-    """Whether a name is a piece of a list: a bracket and a quotation mark stand at one of its ends."""
-    return re.match(r"""[\[{(]\s*['"]|.*['"]\s*[\]})]$""", name) is not None
+    """Whether a name is a piece of what a program printed: quoted, half in brackets, with a type."""
+    return _TORN.search(name) is not None or name.count("(") != name.count(")")
 
 
 def parse_list(text: str) -> list[str]:

@@ -18,8 +18,9 @@ _WORD = re.compile(
     r"|silhouettes?|targets?"
 )  # fmt: skip
 _SUFFIX = re.compile(
-    r"[\W_]+(?:masks?|labels?|gt|ground[\W_]?truth|seg(?:mentation)?|annotation|matte|trimap)[\W_\d]*$"
+    r"^masks?[\W_]+|[\s_.+-]+(?:masks?|labels?|gt|ground[\W_]?truth|seg(?:mentation)?|annotation|matte|trimap)[\W_\d]*$"
 )
+_LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
 _LOOKS = 5  # files of a folder that are opened
 
 
@@ -42,12 +43,15 @@ def refuse_masks(root: Path, photos: Sequence[str]) -> None:
     called = {folder for folder in folders if _is_called(folder)}
     look = cache(lambda folder: _hold_labels(root, folders[folder].values()))
     for folder, files in folders.items() if len(folders) > 1 else ():
-        all_png = all(file.lower().endswith(".png") for file in files.values())
-        if (folder in called or all_png) and look(folder):
+        lossless = all(file.lower().endswith(_LOSSLESS) for file in files.values())
+        if (folder in called or lossless) and look(folder):
             stems = {_SUFFIX.sub("", stem) for stem in files}
             for other in folders.keys() - called - {folder}:
                 if stems <= folders[other].keys() and (folder in called or not look(other)):
                     _refuse(root, f"the folder {folder} with the names of the photos in {other}")
+            others = {stem for other in folders.keys() - called - {folder} for stem in folders[other]}
+            if stems <= others and (folder in called or all(map(_SUFFIX.search, files))):
+                _refuse(root, f"the folder {folder} with the names of photos in other folders")
 
 
 def _refuse(root: Path, what: str) -> None:
@@ -77,6 +81,9 @@ def _holds_labels(path: Path) -> bool:
                 return True
             few = min(64, image.width * image.height // 4)
             pixels = np.asarray(image.convert("RGB").resize((64, 64), 0)).reshape(-1, 3)
+            if image.format == "JPEG":  # blurs edges: a few colours, nearly alike, have most pixels
+                counts = np.unique(pixels >> 6, axis=0, return_counts=True)[1]
+                return bool(np.sort(counts)[-4:].sum() > 0.9 * len(pixels))
     except Exception:  # it is told apart from others, and refused elsewhere
         return False
     return bool((pixels == pixels[:, :1]).all()) or len(np.unique(pixels, axis=0)) <= few

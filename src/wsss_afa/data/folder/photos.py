@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -154,7 +155,23 @@ def class_folders(root: Path, photos: list[str]) -> Table:
             f"data.root={root} has all photos in {only}, need a folder for each class: set data.root={only}"
         )
     left = f", {len(loose)} photos of test without a class left out" if loose else ""
-    return Table(rows, f"a sub-folder per class{left}", covers=not loose)
+    doubts = _shared_folders(root, placed.values(), level)
+    return Table(rows, f"a sub-folder per class{left}", doubts=doubts, covers=not loose)
+
+
+def _shared_folders(root: Path, parts: Iterable[tuple[str, ...]], level: int) -> tuple[str, ...]:
+    """A doubt if folders that are taken for classes have the same sub-folders, as parts of a data set do."""
+    below: dict[str, set[str]] = {}
+    for part in parts:
+        below.setdefault(part[level], set()).update(part[level + 1 : -1][:1])
+    counts = Counter(
+        name for names in below.values() for name in names if not is_filler(name) and not split_of(name)
+    )
+    shared = [name for name, count in counts.items() if count > 1 and count == len(below)]
+    if not shared:
+        return ()
+    problem = f"{root} has a folder {min(shared)} in each of {', '.join(sorted(below)[:3])}, read as classes"
+    return (f"{problem}: if they are parts of the data, call them train, val or test",)
 
 
 def _class_level(parts: list[tuple[str, ...]], split_levels: Collection[int]) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from wsss_afa.data.names import tidy
+from wsss_afa.data.names import is_background, tidy
 from wsss_afa.errors import UserError
 
-_MARKS = ";|,"
+_MARKS = ";|,\uff1b\uff0c\u3001\u060c\u061b"  # also those of Chinese, Japanese and Arabic
 _MISSING = {
-    "nan", "-nan", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "nat", "null", "none", "nil", "missing",
-    "undefined",
+    "nan", "-nan", "na", "n/a", "n.a.", "n.d.", "#n/a", "#na", "#n/a n/a", "nat", "\\n", "blank", "null",
+    "none", "nil", "missing", "undefined",
 }  # fmt: skip
 Cell = tuple[str, str]  # where it stands, and its text
 
@@ -50,12 +51,16 @@ def find_separator(
 def _all_listed(texts: Collection[str], mark: str, listed: Collection[str]) -> bool:
     parts = (part for text in texts for part in (text.split(mark.strip() or None) if mark else [text]))
     names = filter(None, map(tidy, parts))
-    return all(name in listed or name.casefold() == "background" or is_missing(name) for name in names)
+    return all(name in listed or is_background(name) or is_missing(name) for name in names)
 
 
 def is_missing(name: str) -> bool:
-    """Whether a name stands for a missing value: NaN, None, N/A, or a mark without any letter or digit."""
-    return name.casefold() in _MISSING or (name != "" and name.isascii() and re.search(r"\w", name) is None)
+    """Whether a name stands for a missing value: NaN, None, N/A, an error of Excel, or marks alone."""
+    plain = name.strip("()<>[]").casefold()
+    marks = name != "" and all(
+        (c.isascii() and not c.isalnum()) or unicodedata.category(c) == "Pd" for c in name
+    )
+    return plain in _MISSING or marks or re.fullmatch(r"#[A-Z]+(/0)?[!?]", name) is not None
 
 
 def _blanks(path: Path, texts: dict[str, str]) -> str:

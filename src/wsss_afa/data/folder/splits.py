@@ -6,6 +6,7 @@ What looks like a split is one, or it is refused: photos that somebody set apart
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,14 @@ _WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "vali", "va"), "val"),
     **dict.fromkeys(("dev", "devel", "development", "eval", "evaluation", "evaluate"), "val"),
     **dict.fromkeys(("test", "testing", "tests", "tst", "te", "holdout", "heldout", "unseen"), "test"),
+    **dict.fromkeys(
+        ("\u8bad\u7ec3", "\u8bad\u7ec3\u96c6", "\u8a13\u7df4", "entrainement", "entrena", "entrenamiento"),
+        "train",
+    ),
+    **dict.fromkeys(
+        ("\u9a8c\u8bc1", "\u9a8c\u8bc1\u96c6", "validierung", "validaci\u00f3n", "validacion"), "val"
+    ),
+    **dict.fromkeys(("\u6d4b\u8bd5", "\u6d4b\u8bd5\u96c6", "prueba", "pruebas"), "test"),
     **dict.fromkeys(("pred", "predict", "prediction", "inference", "submission"), "test"),
 }
 _FILLERS = frozenset((
@@ -46,7 +55,7 @@ def is_filler(name: str) -> bool:
 
 def _read(name: str) -> tuple[set[str], tuple[str, ...]]:
     """Splits that words of a name mean, and the words that are neither these nor fillers."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", tidy(name))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", tidy(name)))
     words = re.findall(r"[^\W\d_]+", re.sub(r"(hold|held)[\W_]?out", r"\1out", spaced.lower()))
     words = [_without_filler(word) for word in words]
     return {_WORDS[word] for word in words if word in _WORDS}, tuple(

@@ -22,11 +22,14 @@ from wsss_afa.data.folder.lists import looks_like_list, looks_torn, parse_list
 from wsss_afa.data.folder.records import Export, Record, kind_of
 from wsss_afa.data.folder.separators import find_separator, is_missing
 from wsss_afa.data.folder.splits import split_of
-from wsss_afa.data.names import tidy
+from wsss_afa.data.names import is_background, tidy
 from wsss_afa.errors import UserError
 from wsss_afa.types import MAX_CLASSES
 
 _ON_OFF = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_FLAG = re.compile(
+    r"is[_ ](.+)|(train(?:ing)?|val(?:idation)?|test(?:ing)?|holdout|dev)(?:[_ ]?set)?", re.IGNORECASE
+)
 _ANSWERS = {*_ON_OFF, "-1", "yes", "no", "y", "n", "on", "off", "positive", "negative", "present", "absent"}
 
 
@@ -85,7 +88,12 @@ def read_tags(path: Path, separator: str | None = None, listed: Collection[str] 
     if is_coco(content):
         images, names = read_coco(path, content)
         rows = [
-            Row(image.file.replace("\\", "/"), clean(image.names), "", f"{path} image {image.identity}")
+            Row(
+                image.file.replace("\\", "/"),
+                clean(image.names),
+                image.split,
+                f"{path} image {image.identity}",
+            )
             for image in images
         ]
         return Table(rows, f"{path.name}, COCO's form", clean(names))
@@ -98,7 +106,7 @@ def read_tags(path: Path, separator: str | None = None, listed: Collection[str] 
 def clean(names: Iterable[str]) -> tuple[str, ...]:
     """Distinct names in their one form, without ``background``."""
     forms = dict.fromkeys(map(tidy, names))
-    return tuple(name for name in forms if name and name.casefold() != "background")
+    return tuple(name for name in forms if name and not is_background(name))
 
 
 def _exported(path: Path, export: Export, listed: Collection[str]) -> Table:
@@ -119,7 +127,8 @@ def _table(path: Path, records: list[Record], separator: str | None, listed: Col
     if file is None:
         raise UserError(f"{path} has the columns {columns}, need one with the image's name: call it `file`")
     tags = find_column(columns, TAGS + TAG)
-    split, parts = _splits(path, records, [each for each in columns if each not in (file, tags)])
+    others = [each for each in columns if each not in (file, tags)]
+    split, parts = _splits(path, records, others, hot=tags is None)
     if tags is None:
         classes = tuple(column for column in columns if column not in (file, split))
         how, names = "a 0-or-1 column per class", _hot_tags(path, records, columns, classes)
@@ -175,17 +184,35 @@ def _file(path: Path, record: Record, column: str) -> str:
     return file.strip().replace("\\", "/")
 
 
-def _splits(path: Path, records: list[Record], columns: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The column that names splits, if there is one, and its split, or empty text, in each record."""
+def _splits(
+    path: Path, records: list[Record], columns: Sequence[str], hot: bool
+) -> tuple[str | None, list[str]]:
+    """The column that names splits, if there is one, and its split, or empty text, in each record.
+
+    Where the other columns are classes, which is ``hot``, one of them may be called ``train``.
+    """
     named = find_column(columns, SPLIT)
-    flagged = [each for each in columns if re.match(r"is[_ ]", each, re.IGNORECASE) and split_of(each[3:])]
+    flagged = [each for each in columns if _is_flag(records, each)]
+    if hot and [tidy(each).lower()[:5] for each in flagged] == ["train"]:
+        flagged = []
     found = [named] if named else flagged or [each for each in columns if _names_splits(records, each)]
     if len(found) > 1:
-        raise UserError(f"{path} has the columns {found[0]!r} and {found[1]!r} that name splits: delete one")
+        problem = f"{path} has the columns {found[0]!r} and {found[1]!r} that name splits"
+        raise UserError(f"{problem}: write one column `split` instead")
     if not found:
         return None, [""] * len(records)
     read = _flag if flagged and not named else _split
     return found[0], [read(path, record, found[0]) for record in records]
+
+
+def _flagged(column: str) -> str:
+    """The split of a column such as ``is_valid`` or ``test``, whose cells are 0 or 1; else empty."""
+    return split_of(match[1] or match[2]) if (match := _FLAG.fullmatch(tidy(column))) else ""
+
+
+def _is_flag(records: list[Record], column: str) -> bool:
+    asked = column[:2].lower() == "is"
+    return _flagged(column) != "" and (asked or all(_text(record, column) in _ON_OFF for record in records))
 
 
 def _names_splits(records: list[Record], column: str) -> bool:
@@ -201,8 +228,8 @@ def _split(path: Path, record: Record, column: str) -> str:
 
 
 def _flag(path: Path, record: Record, column: str) -> str:
-    """The split of a column such as ``is_valid``; what is not of it trains."""
-    value, split = _ON_OFF.get(str(record[1].get(column)).strip().lower()), split_of(column[3:])
+    """The split of such a column; what is not of it trains."""
+    value, split = _ON_OFF.get(_text(record, column)), _flagged(column)
     if value is None:
         raise UserError(
             f"{_at(path, record)} has {record[1].get(column)!r} in {column!r}, need 0 or 1: change it"
@@ -223,7 +250,7 @@ def _hot_tags(
         raise UserError(
             f"{problem}, need {MAX_CLASSES} at most: leave some out, or name the column of tags `tags`"
         )
-    if len(clean(classes)) < len([name for name in classes if tidy(name).casefold() != "background"]):
+    if len(clean(classes)) < len([name for name in classes if not is_background(tidy(name))]):
         raise UserError(f"{path} has two columns of one name, but for what nobody sees: rename or delete one")
     for record in records:
         for name in classes:
@@ -262,9 +289,12 @@ def _tags(path: Path, record: Record, column: str, mark: str) -> list[str]:
     if isinstance(value, str):
         value = value.split(mark.strip() or None) if mark else [value]
         if torn := [name for name in value if looks_torn(name.strip())]:
-            problem = f"{_at(path, record)} has {torn[0].strip()!r}, a piece of a list"
+            problem = f"{_at(path, record)} has {torn[0].strip()!r}, which a program printed"
             raise UserError(f'{problem}, need ["cat", "dog"] or cat;dog: mend it')
     if not isinstance(value, list) or not all(type(name) in (str, int) for name in value):
         problem = f"{_at(path, record)} has no list of names in {column!r} ({kind_of(value)})"
         raise UserError(f"{problem}: write one")
+    if len(set(value)) < len(value) and all(str(name) in _ON_OFF for name in value):
+        problem = f"{_at(path, record)} has a 0 or 1 for each class in {column!r}"
+        raise UserError(f"{problem}, need names: write them, or a column for each class")
     return list(map(tidy, map(str, value)))

@@ -282,6 +282,7 @@ SAMPLES = {
         one_class_mask,
         r"a\.png has the labels 0 and 255, need 1 for cat: change it",
     ),
+    "255 alone": (mask(255), r"a\.png has the labels 255, need 1 for \w+: change it"),
     "mask missing": (mask(0, "b.png"), r"masks lacks 1 of the 1 masks of split 'val', a\.jpg first: add"),
 }
 

@@ -80,6 +80,8 @@ CHOICES = {name: [f"method={name}"] for name in METHODS} | {
 TOKENS = sorted(set(SMALL) - {"clip_es", "weclip"})
 """Methods without statistics of a batch and without dropout, which train. A tower of random weights attends
 nearly evenly, and labels along its attention alone, WeCLIP's first ones, are made of rounding errors."""
+FLIPS = {"excel": 0.01}
+"""Share of a weight's entries that may differ: AdamW makes whole steps of a gradient that is next to 0."""
 PHASE_STEPS = 2
 
 
@@ -214,8 +216,8 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(run, tmp_path):
     start = torch.load(first, weights_only=True)["state_dict"]
     for key in (key for key in one if not key.endswith("qkv.bias")):  # keys have noise for a gradient
         moved, off = (one[key] - start[key]).abs().max(), (two[key] - one[key]).abs()
-        far = off > max(1e-6, 0.02 * moved)  # AdamW makes whole steps of a gradient that is next to 0
-        assert far.sum() <= max(1, 0.01 * far.numel()), key
+        far = off > max(1e-6, 0.02 * moved)
+        assert far.sum() <= FLIPS.get(name, 0) * far.numel(), key
 
 
 def test_a_checkpoint_rebuilds_the_method(trained):

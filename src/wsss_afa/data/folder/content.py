@@ -105,9 +105,11 @@ class TaggedFolder:
         if self._masks is not None:
             path = self._masks[file]
             mask = read_mask(path, image.shape[:2], len(label))
-            if label.any() and set(np.unique(mask)) == {0, IGNORE_INDEX}:
+            values = np.unique(mask)
+            if label.any() and values[-1] == IGNORE_INDEX and set(values) <= {0, IGNORE_INDEX}:
                 tags = [f"{1 + i} for {self.class_names[i]}" for i in np.flatnonzero(label)[:3]]
-                raise UserError(f"{path} has the labels 0 and 255, need {' and '.join(tags)}: change it")
+                found, need = " and ".join(map(str, values)), " and ".join(tags)
+                raise UserError(f"{path} has the labels {found}, need {need}: change it")
             sample["mask"] = shrink(mask, self._max_side, nearest=True)
         return sample
 

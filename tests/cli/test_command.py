@@ -87,4 +87,4 @@ def test_a_program_is_run_as_its_module_is(run, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wsss_afa.evaluate", raising=False)
     code, line = run(command, "evaluate", f"hydra.run.dir={tmp_path}/run")
     assert code == 1
-    assert line.startswith("error: Missing mandatory value: ckpt: give it on the command line")
+    assert line.startswith("error: ckpt is missing: give ckpt=FILE")

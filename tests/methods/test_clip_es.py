@@ -86,7 +86,7 @@ def test_an_evaluation_has_labels_of_the_tags():
 def test_it_trains_nothing():
     method = method_of("method=clip_es", small=SMALL)
     assert not any(parameter.requires_grad for parameter in method.parameters())
-    with pytest.raises(UserError, match=r"trains nothing: python -m wsss_afa\.pseudo_labels method=clip_es"):
+    with pytest.raises(UserError, match=r"trains nothing: wsss-afa pseudo_labels method=clip_es"):
         method.losses(batch_of(), 0)
 
 

@@ -111,7 +111,7 @@ class Known:
         own = {each: value for each, value in self.settings.items() if not str(value).startswith("${")}
         last = [each for each in own if each.rpartition(".")[2] == name.lower()]
         groups = () if "." in name else self.signs
-        near = difflib.get_close_matches(name.lower(), [*own, *groups], n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name.lower(), [*self.settings, *groups], n=1, cutoff=0.75)
         return last[0] if len(last) == 1 else near[0] if near else None
 
     def command(self) -> str | None:
@@ -130,7 +130,10 @@ class Known:
     def _named(self) -> list[str]:
         """The words, with the names of what must be given before values that stand alone."""
         given = {_name(word) for word in self.words if "=" in word}
-        missing = [name for name, value in self.settings.items() if value == "???" and name not in given]
+        needed = [name for name, value in self.settings.items() if value == "???"]
+        if not needed and self.settings.get("ckpt", "") is None:  # it, or a method that needs no training
+            needed = ["ckpt"]
+        missing = [name for name in needed if name not in given]
         alone = [word for word in self.words if re.fullmatch(r"[^=:+~-][^=:]*", word)]
         if len(alone) != len(missing) or set(alone) & (self.settings.keys() | self.groups):
             return self.words

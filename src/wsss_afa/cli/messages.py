@@ -134,7 +134,9 @@ def _override(error: Exception, known: Known) -> str:
 
 def _file(path: str, known: Known) -> str:
     """What to choose in the place of a file that is not there."""
-    group = next((each for each in known.groups if path.startswith(f"{each}/")), path.rpartition("/")[0])
+    group = path.rpartition("/")[0]
+    if group not in known.groups and not group.startswith("hydra/"):
+        group = next((each for each in known.groups if path.startswith(f"{each}/")), group)
     name = path.removeprefix(f"{group}/")
     if plugin := re.match(rf"(?:{'|'.join(_PLUGINS)})\w*", name) if group.startswith("hydra/") else None:
         return f"{group}={plugin[0]} needs a package that is not installed: pip install 'wsss-afa[sweep]'"

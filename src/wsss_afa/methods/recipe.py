@@ -37,6 +37,7 @@ from wsss_afa.methods.toco import released as toco
 from wsss_afa.methods.towers import pinned, weights_of, with_files
 from wsss_afa.methods.untrusted import UnreadableError, read_plain
 from wsss_afa.methods.weclip import released as weclip
+from wsss_afa.methods.weights_file import ENDING, WEIGHTS, read_weights
 from wsss_afa.models.weights import check_fit
 
 _PACKAGES = ("wsss_afa.methods.", "wsss_afa.models.", "wsss_afa.ops.", "wsss_afa.losses.")
@@ -134,9 +135,10 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> Method:
     """Rebuild a trained method from its file alone; its ``recipe`` has the class names.
 
     Args:
-        path: a ``.ckpt`` written by training, or a ``.pth`` that the program of a method's authors wrote,
-            with or without the prefix ``module.`` on its names. Such a file has the classes of VOC if there
-            are 20, of COCO if there are 80, else class_1, class_2, ….
+        path: a ``.ckpt`` written by training; what ``export format=safetensors`` or ``hf`` wrote; or a
+            ``.pth`` that the program of a method's authors wrote, with or without the prefix ``module.`` on
+            its names. Such a file has the classes of VOC if there are 20, of COCO if there are 80, else
+            class_1, class_2, ….
         trust: see `build`.
 
     Raises:
@@ -235,9 +237,14 @@ def _fit(state: Mapping[str, Tensor], towers: Collection[str], net: nn.Module) -
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    if (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
     if not path.is_file():
         raise UserError(f"ckpt={path}: no such file; give the path of a checkpoint, such as runs/…/best.ckpt")
     try:
+        if path.suffix == ENDING:
+            recipe, weights = read_weights(path)
+            return {RECIPE_KEY: recipe, "state_dict": {f"net.{name}": each for name, each in weights.items()}}
         return read_plain(path)
     except (UnreadableError, OSError, MemoryError) as error:
         raise UserError(f"ckpt={path}: {str(error) or type(error).__name__}") from error

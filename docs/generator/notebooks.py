@@ -90,7 +90,7 @@ def _pictures(outputs: list[Any], widgets: dict[str, Any]) -> Iterator[str]:
         if "image/png" in data:
             yield data["image/png"]
         elif view := data.get(VIEW):
-            for child in widgets[view["model_id"]]["state"]["children"]:
+            for child in widgets[view["model_id"]]["state"].get("children", []):
                 yield from _pictures(
                     widgets[child.removeprefix("IPY_MODEL_")]["state"].get("outputs", []), widgets
                 )

@@ -50,7 +50,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build
 from wsss_afa.ops.par import PixelAdaptiveRefinement

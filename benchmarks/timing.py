@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from torch.optim import Optimizer
 from torch.utils.benchmark import Measurement, Timer
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.methods import recipe
 from wsss_afa.methods.base import Method
 from wsss_afa.programs.train import make_recipe

@@ -23,7 +23,7 @@ SHARED = {
 }  # fmt: skip
 """Files of ``methods/`` that are of no method; what any other defines is its method's own."""
 
-GROUND = {"types", "errors", "files", "metrics", "visualize", "__init__"}
+GROUND = {"types", "errors", "files", "metrics", "__init__"}
 """Files in the root that are no commands."""
 COMMANDS = {Path(name).stem for name in FILES if "/" not in name} - GROUND
 """Each composes its settings, and then imports the file of ``programs/`` that does the work."""
@@ -32,32 +32,32 @@ LOWER = {
     "files": set(),
     "types": {"errors"},
     "metrics": {"types"},
-    "visualize": {"types", "errors", "files"},
     "ops": {"types", "errors"},
     "models": {"types", "errors", "files"},
     "losses": {"types", "errors", "ops"},
     "data": {"types", "errors", "files", "__init__"},
     "methods": {"types", "errors", "files", "losses", "ops", "models", "data", "metrics"},
-    "reports": {"types", "errors", "files", "metrics", "visualize", "data"},
-    "loggers": {"types", "errors", "files", "visualize"},
+    "reports": {"types", "errors", "files", "metrics", "data"},
+    "loggers": {"types", "errors", "files", "reports"},
     "inference": {
-        "types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "__init__",
+        "types", "errors", "files", "metrics", "methods", "ops", "data", "reports", "__init__",
     },
     "callbacks": {
-        "types", "errors", "files", "metrics", "visualize", "methods", "ops", "data", "loggers",
-        "reports", "__init__",
+        "types", "errors", "files", "metrics", "methods", "ops", "data", "loggers", "reports", "__init__",
     },
     "cli": {"types", "errors", "files", "methods"},
 }  # fmt: skip
 """Of each folder, and each file of the ground, what it may import beside its own folder."""
-LOWER |= {"programs": {*LOWER, "__init__"}} | {key: {"cli", "errors", "programs"} for key in COMMANDS}
+LOWER |= {"programs": {*LOWER, "__init__"}} | {
+    key: {"cli", "errors", "files", "programs"} for key in COMMANDS
+}
 LOWER["__init__"] = {"inference", *COMMANDS}  # when they are asked for
 FRAMEWORKS = {
     "lightning": {"methods", "callbacks", "loggers", "inference", "data", "programs"},
     "hydra": {"cli", "callbacks", "methods", "reports", "programs"},
     "omegaconf": {"cli", "callbacks", "data", "methods", "reports", "programs", *COMMANDS},
     "wandb": {"loggers"},
-    "PIL": {"data", "inference", "loggers", "reports", "visualize", "programs"},
+    "PIL": {"data", "inference", "loggers", "reports", "programs"},
 }
 """Which folders may import a package; data modules and readers of images live in ``data``."""
 MAX_LINES = 350
@@ -118,7 +118,7 @@ def test_the_walk_sees_what_is_there():
 
 
 def test_the_root_holds_commands_and_the_ground():
-    assert sum("/" not in name for name in FILES) <= 17
+    assert sum("/" not in name for name in FILES) <= 16
     for command in COMMANDS:
         assert any(function.name == "main" for function in functions(TREES[f"{command}.py"])), command
     work = {Path(name).stem for name in FILES if room(name) == "programs"} - {"__init__"}

@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from page_files import ADDING_A_METHOD, ADDING_PARTS, titles, write_files
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

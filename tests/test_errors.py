@@ -12,7 +12,14 @@ from wsss_afa.cli.entry_point import entry_point
 from wsss_afa.data import names
 from wsss_afa.data.names import look, tidy, told_apart
 from wsss_afa.errors import UserError, plain_console, printable, say
-from wsss_afa.visualize import Panel, add_legend, confusion_figure, contact_sheet, picture_grid, to_pixels
+from wsss_afa.reports.visualize import (
+    Panel,
+    add_legend,
+    confusion_figure,
+    contact_sheet,
+    picture_grid,
+    to_pixels,
+)
 
 NAMES = (
     "car [/b]",

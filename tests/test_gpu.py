@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from small_run import SMALL_RUN
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.recipe import build, make_recipe

@@ -52,7 +52,7 @@ def test_an_installed_package_finds_its_own_configuration(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     wheel.extractall(site)
-    code = "from wsss_afa.cli.config_dir import CONFIG_DIR; print(CONFIG_DIR)"
+    code = "from wsss_afa.files import CONFIG_DIR; print(CONFIG_DIR)"
     code = f"import sys; sys.path.insert(0, {str(site)!r}); {code}"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=True)

@@ -115,7 +115,7 @@ def attacks(trace):
         "an interpolation": recipe(backbone="${oc.create:%s}" % text),  # noqa: UP031
         "a name in parts": recipe(backbone={"_target_": "${oc.decode:os.mkdir}", "path": trace}),
         "one of ours, for its module": recipe(
-            backbone={"_target_": "wsss_afa.cli.config_dir.os.mkdir", "path": trace}
+            backbone={"_target_": "wsss_afa.files.os.mkdir", "path": trace}
         ),
         "a file with a trust of its own": recipe(
             {

@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 
 _EXAMPLES = """\
 Three examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wsss_afa import __main__ as command
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 
 HEAVY = {"torch", "timm", "torchvision", "lightning", "wandb", "numpy", "pandas", "matplotlib"}
 ANSWER = """

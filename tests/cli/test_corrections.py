@@ -8,8 +8,8 @@ import hydra
 import pytest
 
 from wsss_afa import train
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.corrections import Known
+from wsss_afa.files import CONFIG_DIR
 
 CORRECTED = {
     "a group without its plus": ("train experiment=demo", "train +experiment=demo"),

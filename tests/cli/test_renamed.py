@@ -5,8 +5,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from wsss_afa import evaluate, train
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.renamed import CHOICES, SETTINGS, renamed
+from wsss_afa.files import CONFIG_DIR
 
 
 def composed(*overrides):

@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 
 from wsss_afa import prepare, train
 from wsss_afa.cli import run_folder
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.run_folder import LOCK, hold
-from wsss_afa.files import partial_name
+from wsss_afa.files import CONFIG_DIR, partial_name
 
 OWNER = """
 import fcntl, sys

@@ -12,7 +12,7 @@ from wsss_afa.data.synthetic import SyntheticDataModule, SyntheticScenes
 from wsss_afa.data.transforms import EvalTransform, TrainTransform
 from wsss_afa.data.voc import VOCDataModule
 from wsss_afa.errors import UserError
-from wsss_afa.visualize import save_label
+from wsss_afa.reports.visualize import save_label
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 

@@ -20,7 +20,7 @@ from wsss_afa.inference.formats.label_studio import encode
 from wsss_afa.inference.formats.labelled import from_names
 from wsss_afa.inference.formats.polygons import polygons
 from wsss_afa.inference.formats.writers import check_formats, write_formats
-from wsss_afa.visualize import save_label, voc_palette
+from wsss_afa.reports.visualize import save_label, voc_palette
 
 NAMES = ("cat", 'hot, "dog" & <b>', "müll: 犬", "#4")
 FORMATS = ("coco", "yolo", "labelstudio", "labelme")

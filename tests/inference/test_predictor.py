@@ -19,8 +19,8 @@ from wsss_afa.inference import prediction as prediction_module
 from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.recipe import load
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
+from wsss_afa.reports.visualize import paint_label, voc_palette
 from wsss_afa.types import MEAN, STD
-from wsss_afa.visualize import paint_label, voc_palette
 
 
 @pytest.fixture(scope="module")

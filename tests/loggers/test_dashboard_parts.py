@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from wandb_file import isolated
 from wsss_afa.callbacks import monitor as dashboard_monitor
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.loggers import dashboards as dashboard_screens
 from wsss_afa.loggers.dashboards import Screen, screens, tell
 from wsss_afa.loggers.wandb_run import RunFolderWandbLogger
@@ -25,8 +25,8 @@ from wsss_afa.metrics import describe_labels
 from wsss_afa.models.backbones.mix_transformer import attention_logits
 from wsss_afa.ops.labels import own_classes
 from wsss_afa.programs import train as work
+from wsss_afa.reports.visualize import Scene, confusion_figure, mark_point, paint_scene, to_pixels
 from wsss_afa.types import Activation, AffinityTokens, PseudoLabels
-from wsss_afa.visualize import Scene, confusion_figure, mark_point, paint_scene, to_pixels
 
 
 def test_labels_are_described():

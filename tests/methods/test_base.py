@@ -240,7 +240,7 @@ def test_training_tags_reach_the_losses_that_weigh_classes():
 def test_what_a_method_does_not_have_is_said_so():
     method = Toy()
     assert (method.sources, method.scored, method.needs_labels) == ((), (), False)
-    with pytest.raises(NotImplementedError, match="Toy has no source cam"):
+    with pytest.raises(UserError, match="Toy has no source cam: override maps"):
         method.maps({}, "cam", [0.5])
     assert method.interpret({}).layers == {}
     assert (method.mean, method.std) == (MEAN, STD)

@@ -19,7 +19,7 @@ from quiet import QUIET
 from two_processes import run_as_two
 from untrained import save
 from wsss_afa import evaluate, export, predict, pseudo_labels, train
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.inference.label_source import SEGMENTATION
 from wsss_afa.methods.recipe import build, load, make_recipe
 from wsss_afa.ops import attention_walk

@@ -168,7 +168,7 @@ def test_the_tower_is_neither_trained_nor_moved(method, batch):
 
 def test_mistakes_are_named(method):
     with pytest.raises(UserError, match="maps_from=guided_maps is not known; need static or guided"):
-        method._check("maps_from", {"static": "guided_maps"}, ("static", "guided"))
+        method.check_phases("maps_from", {"static": "guided_maps"}, ("static", "guided"))
     with pytest.raises(UserError, match="fewer than the backbone's 12 blocks"):
         type(method.net)(method.net.backbone, 5, method.net.texts, calibrated=12)
 

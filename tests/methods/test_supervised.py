@@ -21,7 +21,7 @@ from wsss_afa.methods.recipe import load
 from wsss_afa.methods.supervised import SegmentationNet, Supervised
 from wsss_afa.models.backbones.mix_transformer import mix_transformer
 from wsss_afa.models.backbones.timm_pyramid import TimmPyramid
-from wsss_afa.visualize import save_label
+from wsss_afa.reports.visualize import save_label
 
 pytestmark = QUIET
 

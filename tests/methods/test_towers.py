@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from safetensors.torch import save_file
 
 from quiet import QUIET
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.synthetic import SyntheticDataModule
 from wsss_afa.errors import UserError
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.methods.recipe import build, load, make_recipe
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You defined a `validation_step`")]

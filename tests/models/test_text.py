@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.coco import COCO_CLASSES
 from wsss_afa.data.voc import VOC_CLASSES
 from wsss_afa.errors import UserError
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.models import text
 from wsss_afa.models.text import ClassTexts, directions, text_tower
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import MEAN, STD
 

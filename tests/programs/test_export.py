@@ -26,8 +26,8 @@ from wsss_afa.inference.exportable import OPSET, PARTS, Exportable, make_program
 from wsss_afa.methods.recipe import build, load
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.programs import export as work
+from wsss_afa.reports.visualize import voc_palette
 from wsss_afa.types import MEAN, STD
-from wsss_afa.visualize import voc_palette
 
 SIZES = [(1, 96, 96), (2, 74, 131), (3, 101, 74), (1, 200, 85)]
 """Batch, height and width; 74 is the shortest side."""

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from wsss_afa import inspect_data as inspect
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.coco import COCO, COCO_CLASSES
-from wsss_afa.visualize import contact_sheet, save_figure
+from wsss_afa.files import CONFIG_DIR
+from wsss_afa.reports.visualize import contact_sheet, save_figure
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 TAGS = {"a": "cat", "b": "dog", "c": "", "d": "cat;dog", "e": "cat", "f": "dog"}

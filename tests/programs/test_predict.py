@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from painter import NAMES, run_predict, save_checkpoint, scene
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.programs.predict import find_images, open_predictor, output_names
-from wsss_afa.visualize import voc_palette
+from wsss_afa.reports.visualize import voc_palette
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from torchvision.datasets import voc as torchvision_voc
 
 from file_server import FileServer
 from wsss_afa import prepare
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.data.coco import COCO_CLASSES, read_category_ids
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.programs import prepare as work
 
 SHARED = Path(__file__).parents[3] / "shared"

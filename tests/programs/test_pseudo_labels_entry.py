@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +26,7 @@ from wsss_afa.inference import label_writer
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.inference.threshold_choice import border_contrast
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.visualize import save_label, voc_palette
+from wsss_afa.reports.visualize import save_label, voc_palette
 
 DATA = ["data.image_size=32", "data.num_classes=3", "data.train_images=5", "data.val_images=6"]
 
@@ -43,18 +42,12 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, checkpoint, tmp_path):
+def run(run, checkpoint, tmp_path):
     """Run the program in this process; returns what it prints, or the line of a mistake."""
 
     def program(*arguments, scenes=DATA):
         settings = [f"ckpt={checkpoint}", *scenes, "trainer.accelerator=cpu", "trainer.devices=1"]
-        settings += [f"hydra.run.dir={tmp_path}/run", *arguments]
-        monkeypatch.setattr(sys, "argv", ["pseudo_labels", *settings])
-        try:
-            pseudo_labels.main()
-        except SystemExit as stop:
-            return str(stop.code)
-        return capsys.readouterr().out
+        return run(pseudo_labels, *settings, f"hydra.run.dir={tmp_path}/run", *arguments)[1]
 
     return program
 

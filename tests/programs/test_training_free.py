@@ -31,17 +31,12 @@ METHODS = {
 
 
 @pytest.fixture
-def program(monkeypatch, capsys):
-    """Run a program in this process; return what it printed, and its error."""
+def program(run):
+    """Run a program in this process; return what it printed, or its error."""
 
     def call(module, *arguments):
-        monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments), "trainer.accelerator=cpu"])
         torch.manual_seed(0)  # of weights, which no file has
-        try:
-            module.main()
-        except SystemExit as error:
-            return str(error.code)
-        return capsys.readouterr().out
+        return run(module, *arguments, "trainer.accelerator=cpu")[1]
 
     return call
 

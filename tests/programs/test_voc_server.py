@@ -20,7 +20,7 @@ from wsss_afa import voc_server
 from wsss_afa.data.transforms import EvalTransform
 from wsss_afa.inference.voc_results import pack, results_folder
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.visualize import save_label
+from wsss_afa.reports.visualize import save_label
 
 SIZES = {"2008_000006": (60, 80), "2008_000011": (75, 50), "2009_000001": (48, 48)}
 """Name, and height and width, of the split's images."""

@@ -35,7 +35,7 @@ from wsss_afa.reports.evaluation import (
     shrink,
     top_confusions,
 )
-from wsss_afa.visualize import Panel, confusion_figure, curve_figure, to_svg
+from wsss_afa.reports.visualize import Panel, confusion_figure, curve_figure, to_svg
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning"),

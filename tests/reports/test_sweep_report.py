@@ -20,7 +20,7 @@ from scipy.stats import ttest_rel
 from quiet import QUIET
 from small_run import SMALL_RUN
 from wsss_afa import evaluate, sweep_report, train
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 from wsss_afa.programs.sweep_report import FILE
 from wsss_afa.reports.sweep import find_runs
 from wsss_afa.reports.table import make_rows, paired_difference, tabulate, write_markdown

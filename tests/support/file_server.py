@@ -5,9 +5,32 @@ from __future__ import annotations
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 
-class FileServer(ThreadingHTTPServer):
+class LocalServer(ThreadingHTTPServer):
+    """Answers on a free port of localhost while it is entered; it has ``files`` by name."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.files: dict[str, bytes] = {}
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class FileServer(LocalServer):
     """Serves ``files``; each request takes the next fault off ``faults``, and is honest once there is none.
 
     Faults: a status such as 503; ``cut N`` sends N bytes and hangs up; ``wrong`` sends other bytes;
@@ -19,30 +42,18 @@ class FileServer(ThreadingHTTPServer):
     daemon_threads = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, bytes] = {}
+        super().__init__(_Handler)
         self.faults: list[str | int] = []
         self.ranges: list[str | None] = []
         """The range that each request asked for."""
         self.closing = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is no event."""
 
-    def __enter__(self) -> FileServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.closing.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
+        super().__exit__(*error)
 
 
 class _Handler(BaseHTTPRequestHandler):

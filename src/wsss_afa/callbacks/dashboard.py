@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from wsss_afa.loggers.dashboards import screens, step_of, tell
 from wsss_afa.methods.base import Method
 from wsss_afa.metrics import titles
-from wsss_afa.visualize import confusion_figure, to_pixels
+from wsss_afa.reports.visualize import confusion_figure, to_pixels
 
 
 class Dashboard(Callback):

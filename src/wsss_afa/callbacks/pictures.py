@@ -15,8 +15,8 @@ from wsss_afa.errors import say
 from wsss_afa.loggers.dashboards import step_of, tell
 from wsss_afa.methods.base import Method
 from wsss_afa.ops.images import to_rgb
+from wsss_afa.reports.visualize import Panel, Scene, paint_scene, picture_grid, save_figure, to_pixels
 from wsss_afa.types import Batch
-from wsss_afa.visualize import Panel, Scene, paint_scene, picture_grid, save_figure, to_pixels
 
 
 class Pictures(Callback):

@@ -26,8 +26,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.errors import UserError
+from wsss_afa.files import CONFIG_DIR
 
 TWINS = {
     "device": "trainer.accelerator", "trainer.accelerator": "device", "ckpt": "resume", "resume": "ckpt",

@@ -19,13 +19,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
 from wsss_afa.cli.corrections import Known, check_options, overrides
 from wsss_afa.cli.help_page import help_page
 from wsss_afa.cli.messages import message
 from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.cli.run_folder import release
 from wsss_afa.errors import UserError, printable
+from wsss_afa.files import CONFIG_DIR
 
 _MISTAKES = (UserError, HydraException, OmegaConfBaseException, ImportError)  # they may be the user's
 

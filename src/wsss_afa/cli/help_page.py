@@ -17,7 +17,7 @@ from typing import Any, cast
 import hydra
 from omegaconf import OmegaConf
 
-from wsss_afa.cli.config_dir import CONFIG_DIR
+from wsss_afa.files import CONFIG_DIR
 
 _COLUMN = 40  # where comments begin
 _SETTING = re.compile(r"( *)(\w+):(?:\s|$)(?:[^#]*\S)?\s*(?:# (.*))?$")

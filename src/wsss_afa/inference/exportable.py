@@ -26,7 +26,7 @@ from wsss_afa import __version__
 from wsss_afa.errors import UserError
 from wsss_afa.methods.base import Method
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
-from wsss_afa.visualize import voc_palette
+from wsss_afa.reports.visualize import voc_palette
 
 OPSET = 18  # ONNX Runtime has it since 1.14
 METADATA_FILE = "wsss_afa.json"

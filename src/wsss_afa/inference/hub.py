@@ -20,7 +20,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCES = {
     "nvidia/mit": "the NVIDIA Source Code License for SegFormer, for research alone",
     "dinov2": "Apache-2.0",
-    "clip": "MIT",
+    "clip": "the MIT licence by OpenAI's repository, Apache-2.0 by timm's card",
     "deit": "Apache-2.0",
     "augreg": "Apache-2.0",
 }

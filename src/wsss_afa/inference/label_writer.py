@@ -17,8 +17,8 @@ from wsss_afa.errors import UserError, say
 from wsss_afa.inference.formats.labelled import from_names
 from wsss_afa.inference.formats.writers import write_formats
 from wsss_afa.inference.label_source import LabelSource, merge_labels
+from wsss_afa.reports.visualize import save_label
 from wsss_afa.types import Batch
-from wsss_afa.visualize import save_label
 
 
 def choose_images(data: TaggedDataModule, split: str, sweep: bool) -> SampleSet:

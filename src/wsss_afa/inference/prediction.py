@@ -20,7 +20,7 @@ from wsss_afa.data.images import encode_png
 from wsss_afa.data.names import tidy
 from wsss_afa.errors import UserError, printable
 from wsss_afa.ops.images import resize
-from wsss_afa.visualize import add_legend, paint_heat, paint_label, save_label, save_picture
+from wsss_afa.reports.visualize import add_legend, paint_heat, paint_label, save_label, save_picture
 
 BACKGROUND = "background"
 """Name of label 0."""

@@ -18,7 +18,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -26,9 +25,10 @@ from wsss_afa.data.images import shrink
 from wsss_afa.errors import say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource
+from wsss_afa.inference.threshold_sweep import print_scores
 from wsss_afa.metrics import FOUND
+from wsss_afa.reports.visualize import Panel, paint_label, picture_grid, save_figure
 from wsss_afa.types import Batch
-from wsss_afa.visualize import Panel, paint_label, picture_grid, save_figure
 
 _SHOWN, _SIDE = 8, 320  # pictures of a contact sheet, and their longer side in pixels
 _SCORES = 5  # that it shows: every other of those tried, around the suggested one
@@ -168,16 +168,7 @@ class ThresholdChoice(L.LightningModule):
         best, sharpest, tried = self.results.values()
         text = json.dumps(of | self.results, indent=2, ensure_ascii=False)
         write_whole(folder / "choice.json", text + "\n")
-        title = "Labels by background score"
-        table = Table("background", *_COLUMNS.values(), title=title, title_justify="left")
-        for column in table.columns:
-            column.justify = "right"
-        for record in tried:
-            numbers = [
-                f"{record[name]:.2f}" if name == "contrast" else f"{record[name]:.1%}" for name in _COLUMNS
-            ]
-            table.add_row(f"{record['background']:g}", *numbers, style="bold" if record is best else None)
-        console.print(table)
+        print_scores("Labels by background score", _COLUMNS, tried, best, console)
         edge = best in (tried[0], tried[-1])
         remark = ", at the end of `thresholds`: try more" * edge
         where = f"source={sharpest['source']} background={sharpest['background']:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,11 @@ from wsss_afa.errors import UserError, say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.reports.visualize import save_figure
 from wsss_afa.types import IGNORE_INDEX, Batch
-from wsss_afa.visualize import save_figure
+
+_FORMS = {"miou": ".1f", "contrast": ".2f"}
+"""How numbers are printed; others are shares."""
 
 
 class ThresholdSweep(L.LightningModule):
@@ -78,14 +81,8 @@ class ThresholdSweep(L.LightningModule):
         text = json.dumps(of | results, indent=2, ensure_ascii=False)
         write_whole(folder / "sweep.json", text + "\n")
         save_figure(draw_curve(results, of["source"]), folder / "sweep.png")
-        table = Table("background", "mIoU", title="mIoU (%) by background score", title_justify="left")
-        for column in table.columns:
-            column.justify = "right"
         best, chosen = results["best"], results["chosen"]
-        for record in results["thresholds"]:
-            style = "bold" if record is best else None
-            table.add_row(f"{record['background']:g}", f"{record['miou']:.1f}", style=style)
-        console.print(table)
+        print_scores("mIoU (%) by background score", {"miou": "mIoU"}, results["thresholds"], best, console)
         scores = ", ".join(f"{score:g}" for score in chosen["background"])
         share = f"{chosen['labelled']:.1f} % of pixels that get a label"
         say("chosen", f"background=[{scores}]: mIoU {chosen['miou']:.1f} over the {share}")
@@ -102,6 +99,20 @@ class ThresholdSweep(L.LightningModule):
 
 def _percent(values: Tensor) -> list[float]:
     return [round(100 * value, 3) for value in values.tolist()]
+
+
+def print_scores(
+    title: str, columns: Mapping[str, str], records: Sequence[Mapping[str, Any]], best: Mapping[str, Any],
+    console: Console,
+) -> None:  # fmt: skip
+    """Print a row for each background score, the best in bold, with columns of titles by what they show."""
+    table = Table("background", *columns.values(), title=title, title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    for record in records:
+        numbers = (f"{record[name]:{_FORMS.get(name, '.1%')}}" for name in columns)
+        table.add_row(f"{record['background']:g}", *numbers, style="bold" if record is best else None)
+    console.print(table)
 
 
 def check_thresholds(source: LabelSource, thresholds: Sequence[float], setting: str) -> None:

@@ -18,7 +18,7 @@ from wsss_afa.data.images import open_image
 from wsss_afa.data.voc import VOC, VOC_CLASSES
 from wsss_afa.errors import UserError
 from wsss_afa.files import partial_name
-from wsss_afa.visualize import voc_palette
+from wsss_afa.reports.visualize import voc_palette
 
 _TIME = 1325376000  # 2012-01-01: equal results make equal archives
 

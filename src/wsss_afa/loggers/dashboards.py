@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsss_afa.errors import printable
+from wsss_afa.reports.visualize import Scene, paint_scene
 from wsss_afa.types import IGNORE_INDEX
-from wsss_afa.visualize import Scene, paint_scene
 
 _SIDE = 320  # longest side of a heat map on a dashboard, in pixels
 

@@ -16,13 +16,8 @@ from lightning.pytorch.loggers import WandbLogger
 from wsss_afa.errors import say
 
 _HOST = "https://api.wandb.ai"
-_SCORES = (
-    "val/miou_cam",
-    "val/miou_affinity",
-    "val/miou_seg",
-    "val/agreement",
-    "val/map_cls",
-)  # best beside last shown
+_SCORES = tuple(f"val/{name}" for name in ("miou_cam", "miou_affinity", "miou_seg", "agreement", "map_cls"))
+"""Whose best is shown beside the last."""
 
 
 class RunFolderWandbLogger(WandbLogger):

@@ -144,7 +144,7 @@ class Method(L.LightningModule):
         Channels are background and the image's own classes, as `ops.labels.own_classes` has them; filling
         is 0. Of the batch ``image``, ``class_label`` and ``valid_box`` are read; source is one of `sources`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no source {source}")
+        raise UserError(f"{type(self).__name__} has no source {source}: override maps for all its sources")
 
     def interpret(self, batch: Batch) -> Interpretation:
         """What stands between image and prediction, for pictures."""
@@ -201,13 +201,19 @@ class Method(L.LightningModule):
         """First step (counted from 0) that trains the segmentation, as the weight of ``seg`` says."""
         return next((each.first for each in self.phases if self.weight("seg", each.first)), 0)
 
-    def check_phases(self, name: str, setting: Any) -> None:
-        """Raise a UserError if a setting, of ``method.{name}``, names a phase that there is not."""
+    def check_phases(self, name: str, setting: Any, values: Sequence[str] = ()) -> None:
+        """Raise a UserError for a phase that there is not, or for none of the values where some are named.
+
+        The setting is that of ``method.{name}``, see `at`.
+        """
         known = {each.name for each in self.phases}
         if isinstance(setting, Mapping) and (strange := sorted(set(setting) - known)):
             raise UserError(
                 f"method.{name} names the phase {strange[0]}, need one of {', '.join(sorted(known))}: mend it"
             )
+        chosen = setting.values() if isinstance(setting, Mapping) else [setting]
+        if values and (strange := [each for each in chosen if each not in values]):
+            raise UserError(f"method.{name}={strange[0]} is not known; need {' or '.join(values)}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of this step."""

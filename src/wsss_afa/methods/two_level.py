@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 from wsss_afa.losses.segmentation import balanced_cross_entropy
@@ -44,13 +43,6 @@ class TwoLevelMethod(Method):
         self.labeler, self.cam, self.backgrounds = labeler, labeler.cam, labeler.backgrounds
         self.classification, self.dense_energy = classification, dense_energy
         self.shared_counts = shared_counts
-
-    def check_maps(self, name: str, setting: str | Mapping[str, str]) -> None:
-        """Raise a UserError unless a setting, of ``method.{name}``, is one of both maps, or they by phase."""
-        self.check_phases(name, setting)
-        chosen = setting.values() if isinstance(setting, Mapping) else [setting]
-        if strange := [each for each in chosen if each not in ("cam", "aux")]:
-            raise UserError(f"method.{name}={strange[0]} is not known; need cam or aux")
 
     def tag_losses(self, batch: Batch, own: Levels) -> dict[str, Tensor]:
         """L_cls and L_aux of one pass over the images."""

@@ -15,18 +15,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wsss_afa.methods.base import RECIPE_KEY
 from wsss_afa.methods.untrusted import UnreadableError
 
 ENDING = ".safetensors"
 WEIGHTS = f"model{ENDING}"
 """Name of the file in a folder, as the hub has it."""
-_KEY = "wsss_afa"
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> None:
     """Write weights by name and the recipe that builds their network."""
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    save_file(whole, path, {_KEY: json.dumps(recipe), "format": "pt"})
+    save_file(whole, path, {RECIPE_KEY: json.dumps(recipe), "format": "pt"})
 
 
 def read_weights(path: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -38,7 +38,7 @@ def read_weights(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get(_KEY)
+            about = (file.metadata() or {}).get(RECIPE_KEY)
             weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about is None:
             raise UnreadableError("has no recipe: wsss-afa export format=safetensors writes one")

@@ -22,6 +22,13 @@ _NAMES: Rules = (
     (r"^encoder\.visual\.transformer\.resblocks\.", "backbone.blocks."),
     (r"^dino_encoder\.", "dino."),
 )
+_FROZEN: dict[str, Any] = {
+    "_target_": "wsss_afa.models.backbones.timm_vit.TimmViT",
+    "pretrained": None,
+    "num_affinity_blocks": 0,
+    "frozen": True,
+}
+"""What the configurations of all towers share."""
 _UNUSED = (
     "encoder.visual.positional_embedding_new", "encoder.visual.attn.", "par.", "dino_encoder.mask_token",
 )  # fmt: skip
@@ -50,44 +57,35 @@ def text_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def clip_backbone(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
     """Configuration of the frozen image tower of renamed weights."""
-    patches, positions = state["backbone.patch_embed.proj.weight"], state["backbone.pos_embed"]
-    width, patch = len(patches), patches.shape[-1]
-    side = round((positions.shape[1] - 1) ** 0.5) * patch
-    depth = sum(key.startswith("backbone.blocks.") and key.endswith(".norm1.weight") for key in state)
-    shape = {"embed_dim": width, "depth": depth, "num_heads": heads or max(1, width // 64)}
-    return {
-        "_target_": "wsss_afa.models.backbones.timm_vit.TimmViT",
+    shape = _shape(state, "backbone", heads) | {"num_classes": len(state["backbone.head.weight"])}
+    return _FROZEN | {
         "name": "vit_base_patch16_clip_quickgelu_224.openai",
-        "pretrained": None,
-        "num_affinity_blocks": 0,
-        "frozen": True,
         "projection": True,
         "positions": "bilinear",
         "fit": "crop",
         "mean": [123.675, 116.28, 103.53],
         "std": [58.395, 57.12, 57.375],
-        "model_args": {
-            **shape, "patch_size": patch, "img_size": side, "num_classes": len(state["backbone.head.weight"]),
-        },
-    }  # fmt: skip
+        "model_args": shape,
+    }
 
 
 def dino_backbone(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Configuration of the frozen DINOv2, without registers, of renamed weights."""
-    patches, positions = state["dino.patch_embed.proj.weight"], state["dino.pos_embed"]
-    width, patch = len(patches), patches.shape[-1]
-    side = round((positions.shape[1] - 1) ** 0.5) * patch
-    depth = sum(key.startswith("dino.blocks.") and key.endswith(".norm1.weight") for key in state)
-    return {
-        "_target_": "wsss_afa.models.backbones.timm_vit.TimmViT",
+    return _FROZEN | {
         "name": "vit_small_patch14_dinov2.lvd142m",
-        "pretrained": None,
-        "num_affinity_blocks": 0,
-        "frozen": True,
         "positions": "bicubic_scale",
         "fit": "resize",
-        "model_args": {
-            "embed_dim": width, "depth": depth, "num_heads": max(1, width // 64), "patch_size": patch,
-            "img_size": side,
-        },
+        "model_args": _shape(state, "dino"),
+    }
+
+
+def _shape(state: Mapping[str, Tensor], tower: str, heads: int | None = None) -> dict[str, int]:
+    """Arguments of timm's constructor that the weights of a tower show."""
+    patches, positions = state[f"{tower}.patch_embed.proj.weight"], state[f"{tower}.pos_embed"]
+    width, patch = len(patches), patches.shape[-1]
+    blocks = (key for key in state if key.startswith(f"{tower}.blocks.") and key.endswith(".norm1.weight"))
+    side = round((positions.shape[1] - 1) ** 0.5) * patch
+    return {
+        "embed_dim": width, "depth": len([*blocks]), "num_heads": heads or max(1, width // 64),
+        "patch_size": patch, "img_size": side,
     }  # fmt: skip

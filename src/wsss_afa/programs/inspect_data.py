@@ -21,7 +21,7 @@ from wsss_afa.data.inspection import Finding, Split, find_problems, look_at_all
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.reports.inspection import draw_sheet, print_counts, print_findings, write_report
-from wsss_afa.visualize import contact_sheet, save_figure
+from wsss_afa.reports.visualize import contact_sheet, save_figure
 
 
 def open_sets(cfg: DictConfig) -> tuple[dict[str, SampleSet], list[Finding]]:

@@ -23,7 +23,7 @@ from wsss_afa.inference.image_files import find_images, output_names
 from wsss_afa.inference.prediction import BACKGROUND
 from wsss_afa.inference.predictor import Predictor, Sizes, trained_side
 from wsss_afa.methods.recipe import load
-from wsss_afa.visualize import voc_palette
+from wsss_afa.reports.visualize import voc_palette
 
 
 def predict_all(

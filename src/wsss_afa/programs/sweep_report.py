@@ -11,7 +11,7 @@ from wsss_afa.files import write_whole
 from wsss_afa.reports.figures import draw_curves, draw_scores
 from wsss_afa.reports.sweep import find_runs
 from wsss_afa.reports.table import VALIDATIONS, make_rows, tabulate, write_csv, write_markdown
-from wsss_afa.visualize import save_figure
+from wsss_afa.reports.visualize import save_figure
 
 FILE = "sweep_report"
 """Name of the files that are written, without ending."""

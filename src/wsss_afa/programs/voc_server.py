@@ -19,7 +19,7 @@ from wsss_afa.errors import UserError, plain_console, say
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.inference.voc_results import check, pack, results_folder
 from wsss_afa.methods.recipe import load
-from wsss_afa.visualize import save_label
+from wsss_afa.reports.visualize import save_label
 
 ARCHIVE = "results.tgz"
 """What is uploaded."""

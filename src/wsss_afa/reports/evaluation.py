@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wsss_afa.metrics import class_iou
 from wsss_afa.reports.log import read_log
-from wsss_afa.visualize import Panel, confusion_figure, curve_figure, to_svg, voc_palette
+from wsss_afa.reports.visualize import Panel, confusion_figure, curve_figure, to_svg, voc_palette
 
 THUMBNAIL = 240
 """Longer side of a picture in pixels; smaller ones stay as they are."""

@@ -19,7 +19,7 @@ from wsss_afa.data.inspection import Finding, Split, choose, describe, name_tags
 from wsss_afa.data.sampler import SampleSet
 from wsss_afa.errors import printable, say
 from wsss_afa.files import write_whole
-from wsss_afa.visualize import paint_label
+from wsss_afa.reports.visualize import paint_label
 
 MAX_ROWS = 30  # classes in the printed table
 _THUMBNAIL = 170  # longer side of a picture on the contact sheet in pixels

@@ -22,8 +22,10 @@ def read_yolo(root: Path, photos: Sequence[str]) -> Table | None:
     Raises:
         UserError: A line does not begin with the number of a class, or the names cannot be read.
     """
+    if not (named := _name_files(root)):  # as mostly, and then no photo's label file is looked for
+        return None
     files = {photo: path for photo in photos if (path := root / _label_file(photo)).is_file()}
-    names = _class_names(root) if files else []
+    names = _class_names(named) if files else []
     if not names:
         return None
     rows = [Row(photo, clean(_tags(files.get(photo), names)), "", photo) for photo in photos]
@@ -45,8 +47,16 @@ def _label_file(photo: str) -> str:
     return "/".join(parts)
 
 
-def _class_names(root: Path) -> list[str]:
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+def _name_files(root: Path) -> list[Path]:
+    """Files that may hold the names of classes, the one that counts first."""
+    lists = [root / "obj.names", root / "classes.txt"]
+    return sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) + [path for path in lists if path.is_file()]
+
+
+def _class_names(files: Sequence[Path]) -> list[str]:
+    for path in files:
+        if path.suffix not in (".yaml", ".yml"):
+            return read_text(path).split("\n")
         try:
             content = OmegaConf.to_container(OmegaConf.create(read_text(path)))
         except Exception as error:  # of the parsers of two packages
@@ -56,8 +66,7 @@ def _class_names(root: Path) -> list[str]:
             found = [found[key] for key in sorted(found, key=int)]
         if isinstance(found, list):
             return list(map(str, found))
-    lists = [root / "obj.names", root / "classes.txt"]
-    return next((read_text(path).split("\n") for path in lists if path.is_file()), [])
+    return []
 
 
 def _tags(path: Path | None, names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from wsss_afa.errors import UserError
 from wsss_afa.files import write_whole
 from wsss_afa.inference.formats.labelled import Labelled
-from wsss_afa.visualize import voc_palette
+from wsss_afa.reports.visualize import voc_palette
 
 
 def check_cvat(class_names: Sequence[str]) -> None:

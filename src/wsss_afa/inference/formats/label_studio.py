@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsss_afa.files import write_whole
 from wsss_afa.inference.formats.labelled import Labelled
-from wsss_afa.visualize import voc_palette
+from wsss_afa.reports.visualize import voc_palette
 
 _SIZES = (3, 4, 8, 16)  # bits that may hold the length of a run
 _CHANNELS = 4

@@ -63,12 +63,13 @@ class CLIPES(CLIPMethod):
 
     def segment(self, image: Tensor) -> Tensor:
         """Logarithms of scores (B, K, h, w) of background and the classes that CLIP sees."""
-        return self.segmentation(self.net.encode(image, self.layers))
+        encoded = self.net.encode(image, self.layers)
+        return self.segmentation(encoded, self.net.leads(encoded))
 
     @torch.no_grad()
-    def segmentation(self, encoded: Encoded) -> Tensor:
-        """See `segment`."""
-        seen = own_classes(self.net.leads(encoded) > 0)
+    def segmentation(self, encoded: Encoded, leads: Tensor) -> Tensor:
+        """See `segment`; ``leads`` (B, C) are those of the pass, see `CLIPNet.leads`."""
+        seen = own_classes(leads > 0)
         carried = self.labeler.carried(self.net, encoded, seen)
         own = label_scores(carried, seen, carried.shape[-2:])  # (B, G, h, w)
         own = own * seen.present[:, :, None, None]
@@ -85,7 +86,8 @@ class CLIPES(CLIPMethod):
         """One pass: what CLIP sees, and refined labels by the images' tags."""
         encoded, classes = self.net.encode(batch["image"], self.layers), own_classes(batch["class_label"])
         labels = {"static": best_class(self.own_scores(batch, encoded, classes), classes)}
-        return Evaluation(self.net.leads(encoded), self.segmentation(encoded), labels)
+        leads = self.net.leads(encoded)
+        return Evaluation(leads, self.segmentation(encoded, leads), labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
         """Scores of a source: background is 1 − the best class, and no score of it is asked for."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wsss_afa.errors import UserError
 from wsss_afa.losses.affinity import affinity_loss
 from wsss_afa.losses.segmentation import balanced_cross_entropy
 from wsss_afa.methods.base import Method
@@ -88,8 +87,8 @@ class ExCEL(Method):
             decoder_heads, dropout,
         )  # fmt: skip
         super().__init__(net, num_classes, phases, weights)
-        self._check("maps_from", maps_from, ("static", "guided"))
-        self._check("affinity_from", affinity_from, ("label", "segmentation"))
+        self.check_phases("maps_from", maps_from, ("static", "guided"))
+        self.check_phases("affinity_from", affinity_from, ("label", "segmentation"))
         self.maps_from, self.affinity_from = maps_from, affinity_from
         self.labeler = ExCELLabeler(
             walk, refine, box_thresholds, gain, center, eval_center, size, native_guide
@@ -98,12 +97,6 @@ class ExCEL(Method):
         self.cam = MultiScaleCAM((1.0,), mirror=False)
         self.augmentation, self.affinity_radius = augmentation, affinity_radius
         self.label_padding, self.shared_counts = label_padding, shared_counts
-
-    def _check(self, name: str, setting: str | Mapping[str, str], known: tuple[str, ...]) -> None:
-        self.check_phases(name, setting)
-        chosen = setting.values() if isinstance(setting, Mapping) else [setting]
-        if strange := [each for each in chosen if each not in known]:
-            raise UserError(f"method.{name}={strange[0]} is not known; need {' or '.join(known)}")
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One pass of the frozen encoder, and both losses."""
@@ -126,13 +119,12 @@ class ExCEL(Method):
         return label if self.label_padding else ignore_outside(label, batch["valid_box"])
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Logits of one pass of the resized images; with masks also labels along the learned affinity."""
+        """Logits of one pass of the resized images, and labels of the source that is scored."""
+        (source,) = self.scored
         passed = self.labeler(self.net, self.labeler.resized(batch["image"]))
-        logits, labels = self.net.decoder(passed.fused), {}
-        for source in self.scored if "mask" in batch else ():
-            scores = self.labeler.scores(self.net, batch["image"], batch["class_label"], source, passed)
-            labels[source] = best_class(scores, own_classes(batch["class_label"]))
-        return Evaluation(self.net.class_logits(passed.encoded), logits, labels)
+        scores = self.labeler.scores(self.net, batch["image"], batch["class_label"], source, passed)
+        labels = {source: best_class(scores, own_classes(batch["class_label"]))}
+        return Evaluation(self.net.class_logits(passed.encoded), self.net.decoder(passed.fused), labels)
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
         """See `ExCELLabeler.scores`: background is 1 − the best class, and no score of it is asked for."""

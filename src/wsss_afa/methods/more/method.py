@@ -88,7 +88,7 @@ class MoRe(TwoLevelMethod):
         super().__init__(
             net, num_classes, labeler, classification, dense_energy, phases, weights, shared_counts
         )
-        self.check_maps("regions_from", regions_from)
+        self.check_phases("regions_from", regions_from, ("cam", "aux"))
         self.lam, self.one_scale_lam = lam, MultiScaleCAM((1.0,), mirror=False, rectify=False)
         self.uncertain, self.augmentation, self.regions_from = uncertain, augmentation, regions_from
         self.certain_high, self.main = certain_high, (main_low, main_high)

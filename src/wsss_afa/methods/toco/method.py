@@ -85,7 +85,7 @@ class ToCo(TwoLevelMethod):
         super().__init__(
             net, num_classes, labeler, classification, dense_energy, phases, weights, shared_counts
         )
-        self.check_maps("labels_from", labels_from)
+        self.check_phases("labels_from", labels_from, ("cam", "aux"))
         self.crops, self.augmentation, self.labels_from = crops, augmentation, labels_from
         self.momentum, self.temperature, self.pixel_box = momentum, temperature, pixel_box
 

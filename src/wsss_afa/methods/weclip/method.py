@@ -83,11 +83,8 @@ class WeCLIP(CLIPMethod):
             decoder_depth, decoder_heads, dropout,
         )  # fmt: skip
         super().__init__(net, num_classes, phases, weights, CLIPLabeler(walk, refine))
-        self.check_phases("labels_from", labels_from)
+        self.check_phases("labels_from", labels_from, SOURCES)
         self.check_phases("confidence", confidence)
-        chosen = labels_from.values() if isinstance(labels_from, Mapping) else [labels_from]
-        if strange := [each for each in chosen if each not in SOURCES]:
-            raise UserError(f"method.labels_from={strange[0]} is not known; need {' or '.join(SOURCES)}")
         if set(layers) != set(SOURCES):
             raise UserError(f"method.layers={dict(layers)}: need a number for {' and '.join(SOURCES)}")
         self.labels_from, self.layers, self.class_gated = labels_from, dict(layers), class_gated

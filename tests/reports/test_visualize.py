@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from wsss_afa.visualize import Panel, paint_heat, paint_label, picture_grid, save_figure, voc_palette
+from wsss_afa.reports.visualize import Panel, paint_heat, paint_label, picture_grid, save_figure, voc_palette
 
 # The colours of PASCAL VOC's label images, as everybody who has opened one knows them.
 KNOWN = {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import DictConfig
 
 from wsss_afa import __main__ as command
+from wsss_afa.cli.entry_point import Program
 from wsss_afa.files import CONFIG_DIR
 
 HEAVY = {"torch", "timm", "torchvision", "lightning", "wandb", "numpy", "pandas", "matplotlib"}
@@ -74,6 +78,23 @@ def test_a_program_that_is_not_there(word, line, run):
     code, printed = run(command, word)
     assert code == 1
     assert printed.startswith(f"error: {line}")
+
+
+def test_packages_are_quiet_when_the_work_begins(run, tmp_path):
+    """They set the levels of their loggers when they are imported, which is after the settings are read."""
+    levels = {f"lightning.{name}": logging.WARNING for name in ("pytorch", "fabric")}
+    levels["huggingface_hub"] = logging.ERROR
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.INFO)
+    seen = {}
+
+    def look(_: DictConfig) -> float:
+        seen.update({name: logging.getLogger(name).level for name in levels})
+        return 0.0
+
+    program = SimpleNamespace(__name__="sweep_report", main=Program("sweep_report", look))
+    assert run(program, f"hydra.run.dir={tmp_path}/run")[0] == 0
+    assert seen == levels
 
 
 def test_a_program_is_run_as_its_module_is(run, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,7 +54,6 @@ class Program:
         """Do what the command line says."""
         self.folder, self.at_work = None, False
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
-        _quieten()
         _write_all_characters()
         try:
             refuse_renamed(sys.argv[1:])
@@ -103,6 +103,8 @@ class Program:
             self.folder = Path(HydraConfig.get().runtime.output_dir)
             try:
                 self._check(cfg)
+                import_module(f"wsss_afa.programs.{self.name}")
+                _quieten()  # now, for packages set the levels of their loggers when they are imported
                 self.at_work = True
                 return self.task(cfg)
             except _MISTAKES as error:  # before Hydra announces it with a line of its own
@@ -150,10 +152,10 @@ def _command_line(words: list[str]) -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """Keep Lightning's advertisements and notes about itself out of the output."""
+    """Keep Lightning's advertisements and notes about itself out of the output, and what our errors say."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our error says what its warnings say
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning calls what torch has deprecated
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # it is the run's folder
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")

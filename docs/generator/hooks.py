@@ -12,7 +12,9 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import notebooks
 import pages
@@ -118,3 +120,16 @@ def on_page_content(content: str, **_: Any) -> str:
 def to_mathml(equation: str, display: str) -> str:
     """MathML of an equation in TeX, ``inline`` or in a ``block`` of its own."""
     return convert(equation.strip(), display=display)
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Refuse a page that loads something from elsewhere: it would be broken without a network.
+
+    Raises:
+        PluginError: it does.
+    """
+    loaded = re.findall(r'<(?:script|img|iframe)[^>]*\bsrc="?(https?:[^" >]+)', output)
+    styles = re.findall(r'<link[^>]*\brel="?stylesheet[^>]*\bhref="?(https?:[^" >]+)', output)
+    if loaded or styles:
+        raise PluginError(f"{page.file.src_uri} loads {', '.join(loaded + styles)}: put it into docs/assets")
+    return output

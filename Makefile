@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  "error: '$(PYTHON)' is not Python 3.11 or later: name one that is, as in make PYTHON=python3.12 demo"; exit 1; }
 	@echo "Making the environment in $(VENV)/: some gigabytes, a few minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | awk ' \
+	@set -o pipefail; $(RUN) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' | awk ' \
 	  /^ *(Downloading|Using cached) / && !/metadata/ {sub(/.*(Downloading|Using cached) /, ""); sub(/.*\//, ""); print "  " $$0} \
 	  /^Installing collected/ {print "  installing"} \
 	  {fflush()}'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
-from wsss_afa.inference.exportable import Exportable, make_program
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.methods.afa.classifiers import PooledClassifier, PositionClassifier, make_classifier, pool
 from wsss_afa.methods.base import Method
@@ -188,21 +186,3 @@ def test_a_trained_network_predicts_and_exports(tmp_path, batch):
     prediction = Predictor.from_checkpoint(tmp_path / "best.ckpt", device="cpu")(Image.fromarray(pixels))
     assert prediction.label.shape == (60, 75)
     assert set(np.unique(prediction.label)) <= {0, 1, 2, 3}
-
-
-@pytest.fixture
-def _no_logs():
-    """The tracer logs every step where a handler listens, as pytest's does; it takes half of the time."""
-    logging.disable(logging.WARNING)
-    yield
-    logging.disable(logging.NOTSET)
-
-
-@pytest.mark.filterwarnings(r"ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.usefixtures("_no_logs")
-def test_an_exported_network_answers_alike():
-    model = Exportable(make("backbone.fit=pad"), "all")
-    image = torch.randint(0, 256, (2, 3, 61, 90), dtype=torch.uint8)
-    program = make_program(model).module()
-    for name, value in program(image).items():
-        close(value, model(image)[name], rtol=1e-3, atol=1e-3)

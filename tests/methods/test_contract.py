@@ -52,7 +52,6 @@ SMALL = {
         "method.attended=2",
         "method.size=[64,64]",
         "method.dropout=0",
-        "method.center=image",
         "optim.head_multiplier=1",
         "optim.decoder_multiplier=1",
     ],

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_reduce
 
 from wsss_afa.types import IGNORE_INDEX, AffinityTokens
 
@@ -87,16 +88,21 @@ def attention_affinity(tokens: AffinityTokens) -> Tensor:
     return (relative + relative.mT) / 2
 
 
-def feature_affinity(features: Tensor, scale: float = 1.0, center: str | None = None) -> Tensor:
+def feature_affinity(
+    features: Tensor, scale: float = 1.0, center: str | None = None, shared: bool = False
+) -> Tensor:
     """Sigmoid of `feature_products`, an affinity of the tokens of a map (B, D, h, w): (B, N, N) in [0, 1]."""
-    return feature_products(features, scale, center).sigmoid()
+    return feature_products(features, scale, center, shared).sigmoid()
 
 
-def feature_products(features: Tensor, scale: float = 1.0, center: str | None = None) -> Tensor:
+def feature_products(
+    features: Tensor, scale: float = 1.0, center: str | None = None, shared: bool = False
+) -> Tensor:
     """Scaled products FᵀF of the tokens of a map (B, D, h, w): (B, N, N), in float32.
 
     Without ``center`` that is all, as in WeCLIP. With it tokens have length 1 first, and the mean of the
-    products is taken from them: the mean of the whole ``batch``, as in ExCEL, or of each ``image``.
+    products is taken from them: the mean of the whole ``batch``, as in ExCEL, or of each ``image``. A batch
+    that is ``shared`` is that of all processes, which must then call this at the same time.
     """
     with torch.autocast(features.device.type, enabled=False):
         tokens = features.float().flatten(2)  # (B, D, N)
@@ -104,5 +110,14 @@ def feature_products(features: Tensor, scale: float = 1.0, center: str | None = 
         products = tokens.mT @ tokens
         if center is not None:
             axes = (-2, -1) if center == "image" else (-3, -2, -1)
-            products = products - products.mean(axes, keepdim=True)
+            mean = products.mean(axes, keepdim=True)
+            products = products - (_of_all_processes(mean) if shared and center == "batch" else mean)
         return scale * products
+
+
+def _of_all_processes(mean: Tensor) -> Tensor:
+    """The mean of equal parts of a batch, whose gradient reaches the parts of all processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return mean
+    total: Tensor = all_reduce(mean)  # type: ignore[no-untyped-call]
+    return total / distributed.get_world_size()

@@ -80,11 +80,13 @@ class ExCELLabeler(nn.Module):
         """Pass an image (B, 3, H, W)."""
         encoded = net.encode(image)
         fused = net.fuse(encoded)
-        return Pass(encoded, fused, feature_affinity(fused, self.gain, self.centers[self.training]))
+        center = self.centers[self.training]
+        return Pass(encoded, fused, feature_affinity(fused, self.gain, center, self.training))
 
     def guidance(self, fused: Tensor) -> Tensor:
         """What is added to the likeness of patches, (B, N, N): soft-maxed products that are not below 0."""
-        products = feature_products(fused.detach(), self.gain, self.centers[self.training])
+        center = self.centers[self.training]
+        products = feature_products(fused.detach(), self.gain, center, self.training)
         return products.masked_fill(products < 0, float("-inf")).softmax(-1)
 
     @torch.no_grad()

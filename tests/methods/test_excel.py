@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 
 import parity_excel
+from clip_method import Colours, colour_photo, colour_tower
 from parity_rows import settings
 from wsss_afa.errors import UserError
+from wsss_afa.methods.excel.method import ExCEL
 from wsss_afa.methods.excel.released import native_positions
 from wsss_afa.methods.recipe import load
 from wsss_afa.models.backbones.plain_vit import project
+from wsss_afa.ops.attention_walk import AttentionWalk
+from wsss_afa.ops.labels import best_class, own_classes
+from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.patch_text import patch_text_maps
 from wsss_afa.ops.text_enrichment import enrich, phrase_centers
 
@@ -195,3 +200,20 @@ def test_a_released_file_is_opened(file, tmp_path):
     assert method.recipe["class_names"][:2] == ["aeroplane", "bicycle"]
     assert method.net.texts.shape == (20 + 25, meta["clip_dim"])
     assert method.segment(torch.randn(1, 3, 64, 96)).shape == (1, 21, 4, 6)
+
+
+@pytest.mark.parametrize("tags", [(1, 1), (0, 1), (1, 0), (0, 0)])
+def test_a_tower_that_knows_colours_gives_right_masks(tags):
+    """Static maps; a class that the tags lack is background."""
+    image, mask = colour_photo()
+    method = ExCEL(
+        colour_tower(), 2, ["red", "blue"], Colours(), AttentionWalk(0.79, inclusive=True),
+        PixelAdaptiveRefinement(20), phases={"static": 0}, weights={"seg": 1.0, "aff": 0.1},
+        maps_from="static", affinity_from="label", box_thresholds={"static": 0.79, "affinity": 0.75},
+        augmentation={}, size=None, calibrated=2, attended=2, decoder_dim=8, decoder_heads=2,
+    )  # fmt: skip
+    batch = {"image": image, "class_label": torch.tensor([tags]).float(), "name": ["a"],
+             "valid_box": torch.tensor([[0, 96, 0, 128]])}  # fmt: skip
+    (scores,) = method.eval().maps(batch, "static", ())
+    found = best_class(scores, own_classes(torch.tensor([tags])))
+    assert (found == mask * torch.tensor((1, *tags))[mask]).float().mean() > 0.97

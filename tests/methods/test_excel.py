@@ -206,11 +206,12 @@ def test_a_released_file_is_opened(file, tmp_path):
 def test_a_tower_that_knows_colours_gives_right_masks(tags):
     """Static maps; a class that the tags lack is background."""
     image, mask = colour_photo()
+    thresholds = dict.fromkeys(("static", "affinity", "guided"), 0.79)
     method = ExCEL(
         colour_tower(), 2, ["red", "blue"], Colours(), AttentionWalk(0.79, inclusive=True),
         PixelAdaptiveRefinement(20), phases={"static": 0}, weights={"seg": 1.0, "aff": 0.1},
-        maps_from="static", affinity_from="label",
-        box_thresholds=dict.fromkeys(("static", "affinity", "guided"), 0.79), augmentation={}, size=None, calibrated=2, attended=2, decoder_dim=8, decoder_heads=2,
+        maps_from="static", affinity_from="label", box_thresholds=thresholds, augmentation={}, size=None,
+        calibrated=2, attended=2, decoder_dim=8, decoder_heads=2,
     )  # fmt: skip
     batch = {"image": image, "class_label": torch.tensor([tags]).float(), "name": ["a"],
              "valid_box": torch.tensor([[0, 96, 0, 128]])}  # fmt: skip

@@ -1,0 +1,87 @@
+"""Serve a page to this computer: no request to another host, no file but what the page made."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from typing import Any, Self
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from wsss_afa.errors import UserError
+from wsss_afa.web.files import asset
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src"
+    " 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; object-src 'none';"
+    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Browsers then ask no other host, whatever a page says."""
+_UPLOAD = "50mb"
+
+
+class Server:
+    """Answers on a port while it runs, or while it is entered; a `UserError` says that it cannot."""
+
+    def __init__(self, page: gr.Blocks, host: str, port: int):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"host={host} port={port} cannot be used ({reason}): set another port") from error
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(_application(page, host), log_level="warning", ws="none")
+        self._server = uvicorn.Server(config)
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        with suppress(KeyboardInterrupt):
+            self._server.run(sockets=[self._socket])
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+
+
+def _application(page: gr.Blocks, host: str) -> Any:
+    page.queue(api_open=False)
+    theme = gr.themes.Base(
+        primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    )
+    application: Any = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, "/", allowed_paths=[],
+        show_error=False, max_file_size=_UPLOAD, ssr_mode=False, footer_links=[], run_history=False,
+        pwa=False, mcp_server=False, theme=theme, css=asset("page.css"),
+    )  # fmt: skip
+    if host in _LOCAL:  # a name that somebody else's page points here is refused
+        application = TrustedHostMiddleware(application, [*_LOCAL, "[::1]"])
+    return _with_headers(application)
+
+
+def _with_headers(application: Any) -> Any:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def send_with(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        await application(scope, receive, send_with)
+
+    return answer

@@ -11,7 +11,7 @@ REVIEW = "review.jsonl"
 
 
 def is_own_output(folder: Path) -> bool:
-    """Whether a program of ours wrote a folder: that of a run, a sweep, predictions or a review, or ``runs``."""
+    """Whether a program of ours wrote a folder: of a run, a sweep, predictions or a review, or ``runs``."""
     if any((folder / name).exists() for name in (".hydra", "multirun.yaml", RESULTS, REVIEW)):
         return True
     depths = ("*", "*/*", "*/*/*") if folder.name == "runs" else ()

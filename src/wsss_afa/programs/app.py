@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from wsss_afa.cli.run_folder import hold
 from wsss_afa.data.folder.content import FolderDataModule
 from wsss_afa.errors import UserError, say
 from wsss_afa.inference.open_method import open_method
@@ -32,6 +34,7 @@ def open_session(cfg: DictConfig, given: Sequence[str]) -> Session:
         for crf in (None, cfg.dense_crf)
     ]
     labeller = Labeller(method, data, *protocols)
+    hold(Path(cfg.out).expanduser(), setting="out")
     review = Review(cfg.out, [photo.name for photo in labeller.photos])
     return Session(labeller, review, weights_sha256(cfg.ckpt), tuple(given))
 

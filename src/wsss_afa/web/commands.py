@@ -19,7 +19,7 @@ _SHARED = re.compile(r"[+~]*(ckpt|trust|data|protocol|dense_crf)\b")
 
 
 def labels_command(given: Sequence[str], settings: Settings, has_background: bool, out: str) -> str:
-    """The call of ``pseudo_labels`` that writes labels of these settings; ``given`` are the app's overrides."""
+    """The call of ``pseudo_labels`` that writes such labels; ``given`` are the app's overrides."""
     words = [word for word in given if _SHARED.match(word)]
     words += [] if any(word.startswith("data=") for word in words) else ["data=folder"]
     words += [f"source={settings.source}"]

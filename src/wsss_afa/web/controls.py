@@ -30,10 +30,12 @@ class Controls:
 
     def __init__(self, labeller: Labeller):
         self.labeller, default = labeller, labeller.default()
-        choices = [(f"{_TITLES[each]} ({each})" if each in _TITLES else each, each) for each in labeller.sources]
+        choices = [
+            (f"{_TITLES[each]} ({each})" if each in _TITLES else each, each) for each in labeller.sources
+        ]
         self.source = gr.Dropdown(choices, value=default.source, label="Source", elem_id="source")
         scored = labeller.has_background(default.source)
-        span = {"minimum": 0.0, "maximum": 1.0, "step": 0.05, "visible": scored, "min_width": 150}
+        span = {"minimum": 0.0, "maximum": 1.0, "step": 0.05, "visible": scored, "min_width": 240}
         with gr.Row():
             self.low = gr.Slider(
                 value=default.low, label="Background score", info="more is background", **span
@@ -78,6 +80,11 @@ def answers(handler: Callable[..., Any]) -> Callable[..., Any]:
             raise _message(error) from None
 
     return step_by_step if isgeneratorfunction(handler) else plain
+
+
+def warn(error: UserError) -> None:
+    """Show on the page what was left out."""
+    gr.Warning(text(error), title="Left out")
 
 
 def _message(error: UserError) -> gr.Error:

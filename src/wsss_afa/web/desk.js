@@ -2,7 +2,7 @@
 // Names are set as text; the label is kept as class numbers, so that what is painted is exact.
 const find = (name) => element.querySelector(`[data-${name}]`);
 const IGNORED = 255, UNDO = 20;
-let view = null, label = null, width = 0, height = 0, brush = 0, last = null, hidden = false, history = [];
+let view = null, label = null, width = 0, height = 0, brush = -1, last = null, hidden = false, history = [];
 
 function image(address) {
   return new Promise((done, failed) => {
@@ -28,7 +28,9 @@ async function open(next) {
   find("title").textContent = view.title;
   find("about").textContent = view.about;
   find("decision").textContent = view.decision;
-  element.querySelector(".stage").dataset.place = view.place;
+  const stage = element.querySelector(".stage");
+  stage.dataset.place = view.place;
+  stage.style.maxWidth = `calc(62vh * ${width / height})`;
   offerBrushes();
   draw();
 }

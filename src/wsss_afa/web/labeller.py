@@ -23,7 +23,7 @@ from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import Batch
 
 Pixels = NDArray[np.uint8]
-_KEPT = 512  # labels of the folder's photos that are remembered
+_KEPT = 64  # labels of the folder's photos that are remembered
 
 
 class Settings(NamedTuple):
@@ -91,11 +91,11 @@ class Labeller:
 
     @torch.inference_mode()
     def label_of(self, image: Pixels, tags: Sequence[int], settings: Settings) -> Pixels:
-        """Label (H, W) of an image (H, W, 3) that has these classes, from 0; without tags it may have all."""
+        """Label (H, W) of an image (H, W, 3) that has these classes, from 0, and no other."""
         source = self._source(settings.source, settings.crf)
         scores = [settings.low, settings.high] if settings.high > settings.low else [settings.low]
         with self._lock:
-            found = merge_labels(source(self._batch(image, tags or range(len(self.class_names))), scores))
+            found = merge_labels(source(self._batch(image, tags), scores))
         return found[0].cpu().numpy().astype(np.uint8)
 
     @torch.inference_mode()

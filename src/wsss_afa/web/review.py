@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsss_afa.cli.run_folder import LOCK
 from wsss_afa.data.label_folder import label_path
 from wsss_afa.data.own_output import REVIEW
 from wsss_afa.errors import UserError
@@ -39,7 +40,9 @@ class Review:
         self.root, self.names = Path(root).expanduser().absolute(), list(names)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            strange = not (self.root / REVIEW).exists() and any(self.root.iterdir())
+            strange = not (self.root / REVIEW).exists() and any(
+                path.name != LOCK for path in self.root.iterdir()
+            )
             if strange:
                 raise UserError(f"out={root} has files but no {REVIEW}, need a folder of its own: set out")
             (self.root / REVIEW).touch()

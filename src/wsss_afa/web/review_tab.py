@@ -18,7 +18,7 @@ from wsss_afa.reports.evaluation import data_uri, shrink
 from wsss_afa.reports.visualize import Panel, voc_palette
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.web.commands import second_stage_command, write_photos
-from wsss_afa.web.controls import MODEL, answers, read
+from wsss_afa.web.controls import MODEL, answers, read, warn
 from wsss_afa.web.drawing import text
 from wsss_afa.web.files import asset
 from wsss_afa.web.labeller import Photo, Pixels, Settings, enlarge
@@ -34,13 +34,13 @@ class ReviewTab:
     def __init__(self, session: Session, settings: list[Any]):
         self.session = session
         self.places = {photo.name: i for i, photo in enumerate(session.labeller.photos)}
-        self.status = gr.HTML(elem_id="status")
-        make = gr.Button("Make the queue with the settings of Tune", size="sm", elem_id="make")
+        self.status = gr.HTML(elem_id="status", min_height=60)
         names = ["background", *map(printable, session.labeller.class_names)]
         self.desk = gr.HTML(
             {}, html_template=asset("desk.html"), js_on_load=asset("desk.js"), elem_id="desk",
             names=names, colours=voc_palette(len(names)).tolist(),
         )  # fmt: skip
+        make = gr.Button("Make the queue with the settings of Tune", size="sm", elem_id="make")
         with gr.Accordion("Hand on", open=False):
             formats = gr.CheckboxGroup(list(WRITERS), label="Accepted and painted masks in the form of")
             write, written = gr.Button("Write", size="sm"), gr.HTML()
@@ -66,9 +66,13 @@ class ReviewTab:
         review, labeller, settings = self.session.review, self.session.labeller, read(*values)
         missing = review.begin(settings._asdict() | {"ckpt": self.session.ckpt})
         for name in progress.tqdm(missing, desc="labelling", unit="photos"):
-            place = self.places[name]
-            image, label = labeller.read(place), labeller.label(place, settings)
-            review.propose(name, label, labeller.sureness(image, label))
+            try:
+                label = labeller.label(self.places[name], settings)
+                sure = labeller.sureness(labeller.read(self.places[name]), label)
+            except UserError as error:
+                warn(error)
+                continue
+            review.propose(name, label, sure)
         return self._show(review.next_open())
 
     def act(self, event: gr.EventData) -> tuple[dict[str, Any], str, str]:

@@ -53,6 +53,10 @@ class TryTab:
         download.click(answers(self.mask), show["inputs"], link, concurrency_id=MODEL).success(js=click)
         self.first = show
 
+    def label(self, image: Pixels, tags: Sequence[int], *values: Any) -> Pixels:
+        """The label (H, W) of an image (H, W, 3); one without tags may have every class."""
+        return self.labeller.label_of(image, tags or range(len(self.labeller.class_names)), read(*values))
+
     def take(self, path: str) -> tuple[str, list[int]]:
         """An uploaded photo, with the classes that the classifier finds in it as tags."""
         scores = self.labeller.scores(self._read(path))
@@ -60,8 +64,8 @@ class TryTab:
 
     def show(self, chosen: Chosen, tags: Sequence[int], *values: Any) -> str:
         """Mask, heat maps and scores of a photo."""
-        labeller, image, settings = self.labeller, self._read(chosen), read(*values)
-        label, scores = labeller.label_of(image, tags, settings), labeller.scores(image)
+        labeller, image = self.labeller, self._read(chosen)
+        label, scores = self.label(image, tags, *values), labeller.scores(image)
         areas = np.bincount(label.ravel(), minlength=256)[1 : len(scores) + 1] / label.size
         order = sorted(range(len(scores)), key=lambda i: (i in tags, areas[i], scores[i]), reverse=True)
         heated = list(tags) or order[:3]
@@ -75,7 +79,7 @@ class TryTab:
     def mask(self, chosen: Chosen, tags: Sequence[int], *values: Any) -> str:
         """A link to the mask, in the photo's own size."""
         path = self._path(chosen)
-        label = self.labeller.label_of(self._read(chosen), tags, read(*values))
+        label = self.label(self._read(chosen), tags, *values)
         whole = enlarge(label, read_image(path, upright=True).shape[:2])
         address = data_uri(label_png(whole), "image/png")
         return f'<a download="{text(path.stem)}.png" href="{address}">mask</a>'

@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from wsss_afa.errors import UserError
 from wsss_afa.reports.visualize import Panel, paint_label
 from wsss_afa.web.commands import labels_command
-from wsss_afa.web.controls import MODEL, Controls, answers, read
+from wsss_afa.web.controls import MODEL, Controls, answers, read, warn
 from wsss_afa.web.drawing import figures, labels_in, legend
 from wsss_afa.web.labeller import Settings
 from wsss_afa.web.session import Session
@@ -44,10 +45,14 @@ class TuneTab:
         labeller, settings = self.session.labeller, read(*values)
         command, panels, labels = self.command_for(settings), list[Panel](), list[Any]()
         for place in self.places:
-            labels.append(labeller.label(place, settings))
+            try:
+                labels.append(labeller.label(place, settings))
+            except UserError as error:
+                warn(error)
+                continue
             picture = paint_label(labeller.read(place), labels[-1])
             panels.append(Panel(labeller.photos[place].name, picture))
-            done = "" if len(panels) == len(self.places) else f"<p>{len(panels)} of {len(self.places)}…</p>"
+            done = "" if place == self.places[-1] else f"<p>{len(panels)} of {len(self.places)}…</p>"
             names = legend(labels_in(labels), labeller.class_names)
             yield done + names + figures(panels, _SIDE, "many"), command
 

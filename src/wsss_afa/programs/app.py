@@ -17,9 +17,8 @@ from wsss_afa.inference.predictor import find_device
 from wsss_afa.models.weights import weights_sha256
 from wsss_afa.web.labeller import Labeller
 from wsss_afa.web.page import build_page
-from wsss_afa.web.review import Review
+from wsss_afa.web.review import Review, Session
 from wsss_afa.web.server import Server
-from wsss_afa.web.session import Session
 
 
 def open_session(cfg: DictConfig, given: Sequence[str]) -> Session:

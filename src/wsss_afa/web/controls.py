@@ -17,11 +17,11 @@ from wsss_afa.web.labeller import Labeller, Settings
 MODEL = "model"
 """Events of this name wait for each other: the network works for one at a time."""
 _TITLES = {
-    SEGMENTATION: "segmentation",
-    "cam": "activation maps",
-    "par": "activation maps, refined by PAR",
-    "affinity": "propagated along affinity, refined",
-    "static": "frozen parts alone",
+    SEGMENTATION: "seg: segmentation",
+    "cam": "cam: activation maps",
+    "par": "par: activation maps, refined by PAR",
+    "affinity": "affinity: maps propagated along it, then refined",
+    "static": "static: frozen parts alone",
 }
 
 
@@ -30,9 +30,7 @@ class Controls:
 
     def __init__(self, labeller: Labeller):
         self.labeller, default = labeller, labeller.default()
-        choices = [
-            (f"{_TITLES[each]} ({each})" if each in _TITLES else each, each) for each in labeller.sources
-        ]
+        choices = [(_TITLES.get(each, each), each) for each in labeller.sources]
         self.source = gr.Dropdown(choices, value=default.source, label="Source", elem_id="source")
         scored = labeller.has_background(default.source)
         span = {"minimum": 0.0, "maximum": 1.0, "step": 0.05, "visible": scored, "min_width": 240}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from wsss_afa.reports.evaluation import shrink
 from wsss_afa.reports.visualize import Panel, voc_palette
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.web.labeller import Pixels
+
+
+def asset(name: str) -> str:
+    """Style, script or template: the content of a file in this folder."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def text(value: object) -> str:
@@ -30,7 +36,7 @@ def figures(panels: Sequence[Panel], side: int, kind: str = "few") -> str:
 
 def legend(labels: Iterable[int], class_names: Sequence[str]) -> str:
     """Colours and names of labels, background left out."""
-    names = {i: name for i, name in enumerate(class_names, 1)} | {IGNORE_INDEX: "ignored"}
+    names = dict(enumerate(class_names, 1)) | {IGNORE_INDEX: "ignored"}
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette().tolist()]
     chips = "".join(
         f'<span><i style="background:{colours[label]}" class="l{label}"></i>{text(names[label])}</span>'
@@ -48,7 +54,8 @@ def labels_in(labels: Iterable[Pixels]) -> list[int]:
 def score_table(rows: Sequence[tuple[str, float, float]]) -> str:
     """Classes with their score and their share of the pixels, both in [0, 1]."""
     cells = "".join(
-        f"<tr><td>{text(name)}</td><td><meter value={score:.3f}></meter> {score:.2f}</td><td>{area:.1%}</td></tr>"
+        f"<tr><td>{text(name)}</td><td><meter value={score:.3f}></meter> {score:.2f}</td>"
+        f"<td>{area:.1%}</td></tr>"
         for name, score, area in rows
     )
     head = "<tr><th>class</th><th>score</th><th>of the pixels</th></tr>"

@@ -153,4 +153,7 @@ def enlarge(label: Pixels, size: Sequence[int]) -> Pixels:
 
 def _photos(images: TaggedFolder, split: str) -> list[Photo]:
     rows = zip(images.names, images.files, images.paths, images.labels, strict=True)
-    return [Photo(*names, tuple(np.flatnonzero(tags).tolist()), split) for *names, tags in rows]
+    return [
+        Photo(name, file, path, tuple(np.flatnonzero(tags).tolist()), split)
+        for name, file, path, tags in rows
+    ]

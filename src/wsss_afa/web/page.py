@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
 import gradio as gr
 
-from wsss_afa.errors import printable
 from wsss_afa.web.drawing import text
+from wsss_afa.web.review import Session
 from wsss_afa.web.review_tab import ReviewTab
-from wsss_afa.web.session import Session
 from wsss_afa.web.try_tab import TryTab
 from wsss_afa.web.tune_tab import TuneTab
 
 
 def build_page(session: Session) -> gr.Blocks:
     """Build the page; nothing is served yet."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     labeller = session.labeller
     about = f"{len(labeller.photos)} photos of {text(Path(labeller.data.root).name)}"
     with gr.Blocks(title="wsss_afa: review", analytics_enabled=False) as page:

@@ -1,8 +1,8 @@
 """What people decide about the labels of a folder's photos, kept so that no kill loses any of it.
 
-A folder holds all of it: ``queue.jsonl`` (settings, and how sure each label is) with ``proposed/``,
-``review.jsonl`` (a decision a line, each on the disk before the next begins; the last one on a photo counts),
-``masks/`` (accepted labels) and ``corrected/`` (painted ones), and ``photos.json`` (both, with tags, as data).
+A folder holds all of it: ``queue.jsonl`` (settings, and how sure each label is) with ``proposed/``, the
+decisions in ``review.jsonl`` (a line each, on the disk before the next begins; a photo's last one counts),
+``masks/`` (accepted labels), ``corrected/`` (painted ones) and ``photos.json`` (both, with tags, as data).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from wsss_afa.data.own_output import REVIEW
 from wsss_afa.errors import UserError
 from wsss_afa.files import sync_folder, write_whole
 from wsss_afa.reports.visualize import save_label
+from wsss_afa.web.labeller import Labeller
 
 QUEUE, PHOTOS = "queue.jsonl", "photos.json"
 DECISIONS = {"accept": "masks", "paint": "corrected", "reject": None}
@@ -40,10 +41,8 @@ class Review:
         self.root, self.names = Path(root).expanduser().absolute(), list(names)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            strange = not (self.root / REVIEW).exists() and any(
-                path.name != LOCK for path in self.root.iterdir()
-            )
-            if strange:
+            others = [path.name for path in self.root.iterdir() if path.name != LOCK]
+            if others and REVIEW not in others:
                 raise UserError(f"out={root} has files but no {REVIEW}, need a folder of its own: set out")
             (self.root / REVIEW).touch()
         except OSError as error:
@@ -94,7 +93,7 @@ class Review:
         self.sureness[name] = round(sure, 6)
 
     def shown(self, name: str) -> Path:
-        """The label that a photo has now: the one that was painted last, or else the one that was proposed."""
+        """The label that a photo has now: the painted one, or else the one that was proposed."""
         painted = self.decisions.get(name) == "paint"
         return self.mask_path(name, "paint") if painted else label_path(self.root / "proposed", name)
 
@@ -103,7 +102,7 @@ class Review:
 
         The mask is there before the decision, and masks of an earlier decision go after it.
         """
-        assert decision in DECISIONS and (mask is None) == (DECISIONS[decision] is None)
+        assert (mask is None) == (DECISIONS[decision] is None)
         with self._lock:
             if mask is not None:
                 save_label(mask, self.mask_path(name, decision))
@@ -115,6 +114,17 @@ class Review:
     def mask_path(self, name: str, decision: str) -> Path:
         """Where the mask of a photo lies that was accepted or painted."""
         return label_path(self.root / str(DECISIONS[decision]), name)
+
+
+class Session(NamedTuple):
+    """What all tabs share: a method with photos, the review of them, and the command that opened both."""
+
+    labeller: Labeller
+    review: Review
+    checkpoint: str
+    """SHA-256 of the weights."""
+    given: tuple[str, ...]
+    """Overrides of the command."""
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

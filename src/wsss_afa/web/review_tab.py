@@ -19,17 +19,16 @@ from wsss_afa.reports.visualize import Panel, voc_palette
 from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.web.commands import second_stage_command, write_photos
 from wsss_afa.web.controls import MODEL, answers, read, warn
-from wsss_afa.web.drawing import text
-from wsss_afa.web.files import asset
-from wsss_afa.web.labeller import Photo, Pixels, Settings, enlarge
-from wsss_afa.web.session import Session
+from wsss_afa.web.drawing import asset, text
+from wsss_afa.web.labeller import Photo, Pixels, enlarge
+from wsss_afa.web.review import Session
 
 _SIDE = 1024
 _WORDS = {"accept": "accepted", "reject": "rejected", "paint": "painted"}
 
 
 class ReviewTab:
-    """Builds the tab within the page that is being built, and answers it; the settings are those of *Tune*."""
+    """Builds the tab within the page that is being built, and answers it; settings are those of *Tune*."""
 
     def __init__(self, session: Session, settings: list[Any]):
         self.session = session
@@ -64,7 +63,7 @@ class ReviewTab:
     def make(self, *values: Any, progress: gr.Progress = gr.Progress()) -> tuple[dict[str, Any], str, str]:  # noqa: B008
         """Label all photos with these settings, and go to the one that is least sure."""
         review, labeller, settings = self.session.review, self.session.labeller, read(*values)
-        missing = review.begin(settings._asdict() | {"ckpt": self.session.ckpt})
+        missing = review.begin(settings._asdict() | {"ckpt": self.session.checkpoint})
         for name in progress.tqdm(missing, desc="labelling", unit="photos"):
             try:
                 label = labeller.label(self.places[name], settings)

@@ -13,13 +13,16 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from wsss_afa.errors import UserError
-from wsss_afa.web.files import asset
+from wsss_afa.web.drawing import asset
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_POLICY = (
+    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'", "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:", "font-src 'self' data:", "object-src 'none'", "base-uri 'self'",
+    "form-action 'self'", "frame-ancestors 'none'",
+)  # fmt: skip
 _HEADERS = {
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src"
-    " 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; object-src 'none';"
-    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": "; ".join(_POLICY),
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }

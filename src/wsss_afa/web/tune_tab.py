@@ -1,4 +1,4 @@
-"""The tab *Tune*: the same settings on ten photos at once, and the command that writes such labels for all."""
+"""The tab *Tune*: the same settings on ten photos, and the command that writes such labels for all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsss_afa.web.commands import labels_command
 from wsss_afa.web.controls import MODEL, Controls, answers, read, warn
 from wsss_afa.web.drawing import figures, labels_in, legend
 from wsss_afa.web.labeller import Settings
-from wsss_afa.web.session import Session
+from wsss_afa.web.review import Session
 
 SHOWN = 10
 """Photos that are looked at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -41,7 +42,7 @@ def open_session(cfg: DictConfig, given: Sequence[str]) -> Session:
 def run(cfg: DictConfig) -> float:
     """Serve the page until Ctrl-C, and return the number of photos that were decided."""
     session = open_session(cfg, HydraConfig.get().overrides.task)
-    server = Server(build_page(session), cfg.host, cfg.port)
+    server = Server(partial(build_page, session), cfg.host, cfg.port)
     say("open", f"{server.url} (Ctrl-C ends it)")
     server.run()
     say("review", session.review.root)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
@@ -17,9 +20,9 @@ from wsss_afa.web.drawing import asset
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _POLICY = (
-    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'", "style-src 'self' 'unsafe-inline'",
-    "img-src 'self' data: blob:", "font-src 'self' data:", "object-src 'none'", "base-uri 'self'",
-    "form-action 'self'", "frame-ancestors 'none'",
+    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+    "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:", "object-src 'none'",
+    "base-uri 'self'", "form-action 'self'", "frame-ancestors 'none'",
 )  # fmt: skip
 _HEADERS = {
     "content-security-policy": "; ".join(_POLICY),
@@ -31,26 +34,40 @@ _UPLOAD = "50mb"
 
 
 class Server:
-    """Answers on a port while it runs, or while it is entered; a `UserError` says that it cannot."""
+    """Serves a page while it runs, or while it is entered.
 
-    def __init__(self, page: gr.Blocks, host: str, port: int):
+    Args:
+        build: Makes the page; it is called where events are handled.
+        host: Address that is listened on.
+        port: Of the page; 0 takes a free one.
+
+    Raises:
+        UserError: The address cannot be used.
+    """
+
+    def __init__(self, build: Callable[[], gr.Blocks], host: str, port: int):
+        self._build, self._host = build, host
+        if not 0 <= port <= 65535:
+            raise UserError(f"port={port}, need 0 to 65535: set another port")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"host={host} port={port} cannot be used ({reason}): set another port") from error
+            self._socket = socket.create_server((host, port), family=family)
+        except OSError as error:
+            problem = f"host={host} port={port} cannot be used ({error.strerror})"
+            raise UserError(f"{problem}: set another port") from error
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(_application(page, host), log_level="warning", ws="none")
-        self._server = uvicorn.Server(config)
+        self._server: uvicorn.Server | None = None
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
         with suppress(KeyboardInterrupt):
-            self._server.run(sockets=[self._socket])
+            asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        config = uvicorn.Config(_application(self._build(), self._host), log_level="warning", ws="none")
+        self._server = uvicorn.Server(config)
+        await self._server.serve([self._socket])
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.run)
@@ -58,8 +75,12 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = self._server.force_exit = True
+        while self._thread.is_alive() and (self._server is None or not self._server.started):
+            time.sleep(0.05)
+        if self._server is not None:
+            self._server.should_exit = self._server.force_exit = True
         self._thread.join()
+        self._socket.close()
 
 
 def _application(page: gr.Blocks, host: str) -> Any:

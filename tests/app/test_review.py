@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -12,14 +13,13 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("gradio", reason="the extra app is not installed")
-
 from photo_folder import NAMES, NASTY, save_checkpoint, session, write_photos
 from wsss_afa import app, pseudo_labels, train
 from wsss_afa.cli.run_folder import release
 from wsss_afa.data.folder.content import read_folder
 from wsss_afa.data.images import read_image, read_kind, read_mask
 from wsss_afa.errors import UserError
+from wsss_afa.reports.visualize import Panel
 from wsss_afa.web.commands import second_stage_command
 from wsss_afa.web.commands import write_photos as write_tags
 from wsss_afa.web.labeller import Settings, enlarge
@@ -140,6 +140,20 @@ def test_names_of_any_kind_are_photos_of_the_session(opened):
     assert {photo.split for photo in opened.labeller.photos} == {"train", "val"}
 
 
+def test_pictures_legends_and_mistakes_show_names_as_text():
+    controls, drawing = (importlib.import_module(f"wsss_afa.web.{name}") for name in ("controls", "drawing"))
+    shown = drawing.figures([Panel(NASTY[0], np.zeros((2, 2, 3), np.uint8))], 8)
+    shown += drawing.legend([1], NASTY) + drawing.score_table([(NASTY[0], 0.5, 0.5)])
+    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") == 3
+    assert "<img src=x" not in shown
+
+    def fail():
+        raise UserError(f"{NASTY[0]} is broken")
+
+    with pytest.raises(Exception, match="&lt;img src=x"):
+        controls.answers(fail)()
+
+
 def test_sureness_is_the_agreement_with_the_segmentation(opened):
     labeller = opened.labeller
     image = labeller.read(0)
@@ -203,8 +217,8 @@ def test_accepted_masks_train_and_corrected_ones_validate(opened, run, tmp_path)
     ]
     code, text = run(
         train, *words[2:], *small, "data.batch_size=2", "data.crop_size=32", "data.num_workers=0",
-        "trainer.max_steps=2",        "trainer.accelerator=cpu", "trainer.devices=1", "callbacks.pictures.num_images=0", "logger=csv",
-        f"hydra.run.dir='{tmp_path / 'run'}'",
+        "trainer.max_steps=2", "trainer.accelerator=cpu", "trainer.devices=1", "logger=csv",
+        "callbacks.pictures.num_images=0", f"hydra.run.dir='{tmp_path / 'run'}'",
     )  # fmt: skip
     assert code == 0, text
     results = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))

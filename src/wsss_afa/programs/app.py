@@ -16,9 +16,9 @@ from wsss_afa.errors import UserError, say
 from wsss_afa.inference.open_method import open_method
 from wsss_afa.inference.predictor import find_device
 from wsss_afa.models.weights import weights_sha256
-from wsss_afa.web.labeller import Labeller
+from wsss_afa.web.labeller import Labeller, Session
 from wsss_afa.web.page import build_page
-from wsss_afa.web.review import Review, Session
+from wsss_afa.web.review import Review
 from wsss_afa.web.server import Server
 
 

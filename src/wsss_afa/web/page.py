@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from wsss_afa.web.drawing import text
-from wsss_afa.web.review import Session
+from wsss_afa.web.labeller import Session
 from wsss_afa.web.review_tab import ReviewTab
 from wsss_afa.web.try_tab import TryTab
 from wsss_afa.web.tune_tab import TuneTab
@@ -16,7 +16,7 @@ from wsss_afa.web.tune_tab import TuneTab
 
 def build_page(session: Session) -> gr.Blocks:
     """Build the page; nothing is served yet."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "OTEL_SDK_DISABLED": "true"}  # nothing is reported
     labeller = session.labeller
     about = f"{len(labeller.photos)} photos of {text(Path(labeller.data.root).name)}"
     with gr.Blocks(title="wsss_afa: review", analytics_enabled=False) as page:

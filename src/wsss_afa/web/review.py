@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from wsss_afa.data.own_output import REVIEW
 from wsss_afa.errors import UserError
 from wsss_afa.files import sync_folder, write_whole
 from wsss_afa.reports.visualize import save_label
-from wsss_afa.web.labeller import Labeller
 
 QUEUE, PHOTOS = "queue.jsonl", "photos.json"
 DECISIONS = {"accept": "masks", "paint": "corrected", "reject": None}
@@ -114,17 +113,6 @@ class Review:
     def mask_path(self, name: str, decision: str) -> Path:
         """Where the mask of a photo lies that was accepted or painted."""
         return label_path(self.root / str(DECISIONS[decision]), name)
-
-
-class Session(NamedTuple):
-    """What all tabs share: a method with photos, the review of them, and the command that opened both."""
-
-    labeller: Labeller
-    review: Review
-    checkpoint: str
-    """SHA-256 of the weights."""
-    given: tuple[str, ...]
-    """Overrides of the command."""
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

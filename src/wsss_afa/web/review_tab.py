@@ -20,8 +20,7 @@ from wsss_afa.types import IGNORE_INDEX
 from wsss_afa.web.commands import second_stage_command, write_photos
 from wsss_afa.web.controls import MODEL, answers, read, warn
 from wsss_afa.web.drawing import asset, text
-from wsss_afa.web.labeller import Photo, Pixels, enlarge
-from wsss_afa.web.review import Session
+from wsss_afa.web.labeller import Photo, Pixels, Session, enlarge
 
 _SIDE = 1024
 _WORDS = {"accept": "accepted", "reject": "rejected", "paint": "painted"}
@@ -40,7 +39,7 @@ class ReviewTab:
             names=names, colours=voc_palette(len(names)).tolist(),
         )  # fmt: skip
         make = gr.Button("Make the queue with the settings of Tune", size="sm", elem_id="make")
-        with gr.Accordion("Hand on", open=False):
+        with gr.Accordion("Hand on", open=False, elem_id="hand_on"):
             formats = gr.CheckboxGroup(list(WRITERS), label="Accepted and painted masks in the form of")
             write, written = gr.Button("Write", size="sm"), gr.HTML()
             command = gr.Textbox(

@@ -21,8 +21,8 @@ from wsss_afa.web.drawing import asset
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _POLICY = (
     "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-    "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:", "object-src 'none'",
-    "base-uri 'self'", "form-action 'self'", "frame-ancestors 'none'",
+    "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:",
+    "object-src 'none'", "base-uri 'self'", "form-action 'self'", "frame-ancestors 'none'",
 )  # fmt: skip
 _HEADERS = {
     "content-security-policy": "; ".join(_POLICY),
@@ -65,8 +65,9 @@ class Server:
             asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        config = uvicorn.Config(_application(self._build(), self._host), log_level="warning", ws="none")
-        self._server = uvicorn.Server(config)
+        application = _application(self._build(), self._host)
+        quiet = {"log_level": "critical", "ws": "none", "timeout_graceful_shutdown": 1}
+        self._server = uvicorn.Server(uvicorn.Config(application, **quiet))
         await self._server.serve([self._socket])
 
     def __enter__(self) -> Self:
@@ -78,7 +79,7 @@ class Server:
         while self._thread.is_alive() and (self._server is None or not self._server.started):
             time.sleep(0.05)
         if self._server is not None:
-            self._server.should_exit = self._server.force_exit = True
+            self._server.should_exit = True
         self._thread.join()
         self._socket.close()
 

@@ -66,8 +66,8 @@ class Server:
 
     async def _serve(self) -> None:
         application = _application(self._build(), self._host)
-        quiet = {"log_level": "critical", "ws": "none", "timeout_graceful_shutdown": 1}
-        self._server = uvicorn.Server(uvicorn.Config(application, **quiet))
+        config = uvicorn.Config(application, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
         await self._server.serve([self._socket])
 
     def __enter__(self) -> Self:

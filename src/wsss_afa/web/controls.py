@@ -39,7 +39,7 @@ class Controls:
                 value=default.low, label="Background score", info="more is background", **span
             )
             self.high = gr.Slider(
-                value=default.high, label="Undecided up to", info="above the score: ignored between", **span
+                value=default.high, label="Undecided up to", info="ignored between both", **span
             )
         self.crf = gr.Checkbox(default.crf, label="Dense CRF on top")
         self.all = [self.source, self.low, self.high, self.crf]

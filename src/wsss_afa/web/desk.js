@@ -68,8 +68,9 @@ function draw() {
   const pen = find("canvas").getContext("2d"), picture = pen.createImageData(width, height);
   for (let i = 0; i < label.length; i++) {
     const value = label[i], stripe = ((i % width) + Math.floor(i / width)) % 8 < 4 ? 255 : 60;
-    const colour = value === IGNORED ? [stripe, stripe, stripe] : props.colours[value];
-    picture.data.set([...colour, hidden || value === 0 ? 0 : 150], 4 * i);
+    const edge = value !== (label[i + 1] ?? value) && (i + 1) % width || value !== (label[i + width] ?? value);
+    const colour = edge ? [255, 255, 255] : value === IGNORED ? [stripe, stripe, stripe] : props.colours[value];
+    picture.data.set([...colour, hidden || (value === 0 && !edge) ? 0 : 150], 4 * i);
   }
   pen.putImageData(picture, 0, 0);
   find('act="paint"').disabled = find('act="undo"').disabled = !history.length;

@@ -24,10 +24,11 @@ def build_page(session: Session) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Try"):
                 tried = TryTab(labeller)
-            with gr.Tab("Tune"):
+            with gr.Tab("Tune") as tab:
                 tuned = TuneTab(session)
+                tab.select(**tuned.first)
             with gr.Tab("Review"):
                 reviewed = ReviewTab(session, tuned.controls.all)
-        for tab in (reviewed, tried, tuned):
-            page.load(**tab.first)
+        page.load(**reviewed.first)
+        page.load(**tried.first)
     return page

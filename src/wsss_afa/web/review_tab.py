@@ -23,6 +23,10 @@ from wsss_afa.web.drawing import asset, text
 from wsss_afa.web.labeller import Photo, Pixels, Session, enlarge
 
 _SIDE = 1024
+_ABOUT = (
+    "<p class='note'>The least sure comes first. Agreement is the mean IoU of the mask with what the network "
+    "segments when it is not told the tags.</p>"
+)
 _WORDS = {"accept": "accepted", "reject": "rejected", "paint": "painted"}
 
 
@@ -44,7 +48,7 @@ class ReviewTab:
             write, written = gr.Button("Write", size="sm"), gr.HTML()
             command = gr.Textbox(
                 label="Train a second stage on them", lines=4, buttons=["copy"], interactive=False,
-                elem_id="second",
+                elem_id="second", placeholder="Accept some masks first.",
             )  # fmt: skip
         shown = [self.desk, self.status, command]
         make.click(answers(self.make), settings, shown, concurrency_id=MODEL, show_progress_on=self.status)
@@ -129,7 +133,7 @@ class ReviewTab:
         decided = review.count()
         counts = ", ".join(f"{decided[each]} {word}" for each, word in _WORDS.items())
         left = sum(each not in review.decisions for each in review.sureness)
-        status = f"<p><b>{left} to review</b>, {counts}. All is kept in {text(review.root)}</p>"
+        status = f"<p><b>{left} to review</b>, {counts}. All is kept in {text(review.root)}.</p>{_ABOUT}"
         if not review.sureness:
             status = "<p>There is no queue yet. Choose settings under <b>Tune</b>, then make it.</p>"
         command = second_stage_command(review, labeller, labeller.data.root) if decided["accept"] else ""

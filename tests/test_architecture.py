@@ -48,6 +48,7 @@ LOWER = {
     "cli": {"types", "errors", "files", "methods"},
 }  # fmt: skip
 """Of each folder, and each file of the ground, what it may import beside its own folder."""
+LOWER["web"] = {*LOWER} - {"callbacks", "loggers", "losses", "models"}  # the pages of the program app
 LOWER |= {"programs": {*LOWER, "__init__"}} | {
     key: {"cli", "errors", "files", "programs"} for key in COMMANDS
 }
@@ -57,6 +58,7 @@ FRAMEWORKS = {
     "hydra": {"cli", "callbacks", "methods", "reports", "programs"},
     "omegaconf": {"cli", "callbacks", "data", "methods", "reports", "programs", *COMMANDS},
     "wandb": {"loggers"},
+    "gradio": {"web"},
     "PIL": {"data", "inference", "loggers", "reports", "programs"},
 }
 """Which folders may import a package; data modules and readers of images live in ``data``."""
@@ -118,7 +120,7 @@ def test_the_walk_sees_what_is_there():
 
 
 def test_the_root_holds_commands_and_the_ground():
-    assert sum("/" not in name for name in FILES) <= 16
+    assert sum("/" not in name for name in FILES) <= 17
     for command in COMMANDS:
         assert any(function.name == "main" for function in functions(TREES[f"{command}.py"])), command
     work = {Path(name).stem for name in FILES if room(name) == "programs"} - {"__init__"}

@@ -22,6 +22,7 @@ FOLDERS = {
     "callbacks": "What happens beside the training steps",
     "loggers": "Dashboards",
     "reports": "Reports of evaluations and sweeps",
+    "web": "The pages of the app",
     "cli": "The command line",
 }
 """Folders of the package, in the order of the table of modules, and what they hold."""

@@ -34,6 +34,12 @@ def titles(sources: Collection[str]) -> dict[str, str]:
     return {source: source for source in sources if source not in known} | known
 
 
+def rule_title(score: str) -> str:
+    """Title of a score by which the best checkpoint of a run is chosen, such as ``val/miou_seg``."""
+    source = score.removeprefix("val/miou_")
+    return RULES.get(score) or titles([source])[source]
+
+
 def count_pairs(prediction: Tensor, target: Tensor, num_outputs: int) -> Tensor:
     """Confusion matrix (K, K) int64: pixels of each true class, by row, and predicted class.
 

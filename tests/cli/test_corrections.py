@@ -100,7 +100,7 @@ def test_nothing_is_offered_that_would_not_help(words):
     ("words", "line"),
     [
         (["experiment=demo"], "experiment is added, with a plus; write wsss-afa train +experiment=demo"),
-        (["+protocol=afa"], "protocol is no choice of train; it is a choice of evaluate, predict, "),
+        (["+protocol=afa"], "protocol is no choice of train; it is a choice of app, evaluate, predict, "),
         (["+foo=1"], "foo is no setting of this run; --help lists those there are"),
         (["source=photos"], "source is no setting of train; it is one of predict, pseudo_labels"),
         (["--config-dir=nowhere"], "--config-dir=nowhere: no such folder"),

@@ -231,6 +231,41 @@ def test_fiftyone_of_one_class_each(tmp_path):
     assert found(read_folder(tmp_path)) == {"a": {"cat"}, "b": {"dog"}, "c": {"dog"}}
 
 
+SAMPLES = {
+    "Classification": lambda names: {"_cls": "Classification", "label": names[0]} if names else None,
+    "Classifications": lambda names: {
+        "_cls": "Classifications",
+        "classifications": [{"label": n} for n in names],
+    },
+    "Detections": lambda names: {
+        "_cls": "Detections",
+        "detections": [{"label": name, "bounding_box": [0, 0, 1, 1]} for name in names * 2],
+    },
+}
+
+
+@pytest.mark.parametrize("form", SAMPLES)
+@pytest.mark.parametrize("split", [None, "validation"])
+def test_fiftyone_samples(tmp_path, form, split):
+    """The field may have any name; ``metadata`` and the like hold no labels."""
+    photos(tmp_path, "data")
+    tags = {name: sorted(own)[: 1 if form == "Classification" else None] for name, own in TAGS.items()}
+    samples = [
+        {
+            "filepath": f"data/{name}.jpg", "metadata": {"_cls": "ImageMetadata", "width": 12},
+            "tags": [(split if i == 1 else "train")] if split else ["blurred"],
+            "subject": SAMPLES[form](own), "uniqueness": 0.5,
+        }
+        for i, (name, own) in enumerate(tags.items())
+    ]  # fmt: skip
+    write(tmp_path, {"samples.json": {"samples": samples}, "metadata.json": {"name": "x"}})
+    content = read_folder(tmp_path, "samples.json")
+    assert found(content) == {name: set(own) for name, own in tags.items()}
+    assert "samples.json, FiftyOne's form" in content.summary
+    if split:
+        assert content.splits == ["train", "val", "train", "train"]
+
+
 YOLO_TEXT = {
     "a": "0 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.2 0.2\n",
     "b": "1 0.1 0.2 0.3 0.3 0.5 0.4\n0 .5 .5 .1 .1",
@@ -285,6 +320,12 @@ MISTAKES = {
     "nameless image": ({"a.xml": '<annotations><image id="3"/></annotations>'}, "image 3 has no name: exp"),
     "class unknown to FiftyOne": (
         {"labels.json": {"classes": ["x"], "labels": {"a": 1}}}, "'a' has the label 1, need"),
+    "labels of FiftyOne in two fields": (
+        {"a.json": {"samples": [{"x": {"_cls": "Detections"}, "y": {"_cls": "Classification"}}]}},
+        "in the fields x and y, need one field"),
+    "nameless FiftyOne label": (
+        {"a.json": {"samples": [{"filepath": "a.jpg", "x": {"_cls": "Classification"}}]}},
+        "sample 1' has the label None, need"),
     "no task": ({"a.json": [*tasks(), {"id": 5}]}, "task 5 is no task of Label Studio: export"),
     "no image in a task": (
         {"a.json": [task(1, "x", [annotation([])]) | {"data": {"text": "x"}}]}, "tasks without an image"),

@@ -308,6 +308,10 @@ MISTAKES = {
         ["choose_threshold=true", "source=seg"],
         r"choose_threshold=true: source=seg has no back",
     ),
+    "sweep and choice": (
+        ["sweep_thresholds=true", "choose_threshold=true", "split=val", "out=x"],
+        r"does without: set one",
+    ),
     "other classes": (["data.num_classes=4", "out=x"], r"knows 3 classes .*give data of"),
     "misspelt": (["backgroud=0.4", "out=x"], r"did you mean background\?"),
 }

@@ -274,6 +274,7 @@ def run_folder(afa_checkpoint, tmp_path_factory):
     (folder / "checkpoints").mkdir()
     shutil.copy(afa_checkpoint, folder / "checkpoints" / "best.ckpt")
     (folder / "metrics.csv").write_text("step,val/miou_seg\n99,0.25\n199,0.43219\n")
+    (folder / "metrics.json").write_text('{"best_by": "val/agreement"}')
     return folder
 
 
@@ -308,7 +309,10 @@ def test_an_evaluation_leaves_a_report_with_its_numbers(run_folder, tmp_path, mo
     for row in page.tables["class-table"][1:]:
         ious = [record["iou"][key][row[0]] for key in titles.values()]
         assert row[2:6] == [f"{iou:.1f}" for iou in ious]
-    for text in (record["protocol"], record["checkpoint"], "43.2", "at step 200"):
+    for text in (
+        record["protocol"], record["checkpoint"], "43.2", "at step 200",
+        "best of its run by agreement with tags",
+    ):  # fmt: skip
         assert text in page.text
     assert source.count('<section class="shot">') == 4
     assert source.count("<img") == 4 * 7 + 2

@@ -25,7 +25,7 @@ from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import say
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import RULES, titles
+from wsss_afa.metrics import RULES, rule_title, titles
 from wsss_afa.types import Phase
 
 SILENCE = 300.0
@@ -285,6 +285,4 @@ def _say_best(trainer: L.Trainer) -> None:
     if "best" in results and isinstance(checkpoint, ModelCheckpoint):
         name = str(checkpoint.monitor)
         best, last = (f"{results[of][name]:.1f} % at step {results[of]['step']}" for of in ("best", "last"))
-        source = name.removeprefix("val/miou_")
-        title = RULES.get(name) or titles([source])[source]
-        say("best", f"{title} {best}; last {last}")
+        say("best", f"{rule_title(name)} {best}; last {last}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
 from bisect import insort
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ from wsss_afa.callbacks.pictures import panels
 from wsss_afa.errors import UserError, printable, say
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import COLUMNS, class_iou, count_pairs, titles
+from wsss_afa.metrics import COLUMNS, class_iou, count_pairs, rule_title, titles
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
 from wsss_afa.types import IGNORE_INDEX, Batch
@@ -146,6 +148,7 @@ class Report(Callback):
         processes = f"{trainer.world_size} process{'es' * (trainer.world_size > 1)}"
         return {
             "checkpoint": str(self.checkpoint),
+            **_rule(self.checkpoint),
             "split": str(trainer.datamodule.val_split),  # type: ignore[attr-defined]  # Lightning attaches it
             "protocol": module.protocol.extra_repr(),
             "images": f"{seen}" if masked == seen else f"{seen}, {masked} of them with a mask",
@@ -155,6 +158,16 @@ class Report(Callback):
             "with": f"wsss_afa {wsss_afa.__version__}, torch {torch.__version__}, lightning {L.__version__}, "
             f"Python {platform.python_version()}",
         }
+
+
+def _rule(checkpoint: Path) -> dict[str, str]:
+    """What made a run call this checkpoint its best, if its ``metrics.json`` says so."""
+    path = checkpoint.absolute().parent.parent / "metrics.json"
+    if checkpoint.name != "best.ckpt" or not path.is_file():
+        return {}
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return {"chosen": f"best of its run by {rule_title(json.loads(path.read_bytes())['best_by'])}"}
+    return {}
 
 
 def _rank(label: Tensor, batch: Batch, index: int, num_outputs: int, place: int) -> Rank:

@@ -125,7 +125,7 @@ class Known:
         read = all(map(_reads, self.words)) and not (several or multirun)
         if read and self._compose(corrected) is None:
             return None
-        return " ".join(map(_shell, ["wsss-afa", self.program, *options, *corrected]))
+        return " ".join(map(shell, ["wsss-afa", self.program, *options, *corrected]))
 
     def _named(self) -> list[str]:
         """The words, with the names of what must be given before values that stand alone."""
@@ -275,7 +275,7 @@ def _is_sweep(word: str) -> bool:
     return _reads(word) and OverridesParser.create().parse_override(word).is_sweep_override()
 
 
-def _shell(word: str) -> str:
+def shell(word: str) -> str:
     """A word as a shell takes it; overrides have single quotes, so that double ones are read more easily."""
     plain = shlex.quote(word) == word or re.fullmatch(r"[\w.…=/+~,:@%-]+", word)
     return word if plain else shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"'

@@ -20,6 +20,7 @@ _EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "onnx": "export",
+    "gradio": "app",
     **dict.fromkeys(_PLUGINS, "sweep"),
 }
 """The extra of ours that brings packages with this in their names."""

@@ -92,17 +92,19 @@ def to_rgb(image: Image.Image, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def read_mask(
-    path: Path | IO[bytes], size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1
+    path: Path | IO[bytes], size: tuple[int, ...], num_classes: int = IGNORE_INDEX - 1, reduced: bool = False
 ) -> NDArray[np.uint8]:
     """Decode a palette or grey-scale PNG (H, W), of 1 to 16 bits, whose values are labels: 0 to C, or 255.
 
-    ``size`` is (H, W) of the image that it belongs to, ``num_classes`` is C. A UserError says that the file
-    is missing, truncated or no image, has colours instead of labels, another size or a label above C.
+    ``size`` is (H, W) of the image that it belongs to, ``num_classes`` is C. Where that image may have been
+    ``reduced``, a mask of the image's own size is reduced like it. A UserError says that the file is missing,
+    truncated or no image, has colours instead of labels, another size or a label above C.
     """
     with _decoding(path), open_image(path) as image:
         if image.mode not in ("P", "L", "1", "I;16"):
             raise UserError(f"{path} has mode {image.mode}, need labels: save it as a palette PNG")
-        if (image.height, image.width) != tuple(size):  # before it is decoded
+        found = _reduced(image.size, max(size)) if reduced else image.size
+        if found[::-1] != tuple(size):  # before it is decoded
             problem = f"{path} is {(image.height, image.width)} pixels, its image {tuple(size)}"
             raise UserError(f"{problem}: replace one of them")
         stored = [tile.args for tile in getattr(image, "tile", ())]  # before they are decoded
@@ -110,7 +112,7 @@ def read_mask(
     worst = mask.max(initial=0, where=mask != IGNORE_INDEX)
     if worst > num_classes:
         raise UserError(f"{path} has label {worst}, need 0 to {num_classes} or {IGNORE_INDEX}: replace it")
-    return mask.astype(np.uint8)
+    return shrink(mask.astype(np.uint8), max(size), nearest=True)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -53,7 +53,8 @@ class LabelledImages:
 
     A mask of the images' own is not looked at; only labels of images that are asked for are opened. A
     UserError says that there is no such folder, or that its labels are of other classes or fewer than the
-    images; from an item, that its label is missing, of another size or no label.
+    images; from an item, that its label is missing, of another size or no label. A label may have the size of
+    the image before that was reduced.
     """
 
     def __init__(self, images: SampleSet, folder: str | Path) -> None:
@@ -87,7 +88,8 @@ class LabelledImages:
     def __getitem__(self, index: int) -> Sample:
         sample = self.images[index]
         path = label_path(self.folder, sample["name"])
-        sample["mask"] = read_mask(path, sample["image"].shape[:2], len(self.class_names))
+        size, count = sample["image"].shape[:2], len(self.class_names)
+        sample["mask"] = read_mask(path, size, count, reduced=True)
         return sample
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 RESULTS = "predictions.json"
 """Beside the pictures of predictions: what was predicted of every image, and how."""
+REVIEW = "review.jsonl"
+"""Beside reviewed masks: what was decided of every photo."""
 
 
 def is_own_output(folder: Path) -> bool:
-    """Whether a program of ours wrote a folder: that of a run, of a sweep or of predictions, or ``runs``."""
-    if any((folder / name).exists() for name in (".hydra", "multirun.yaml", RESULTS)):
+    """Whether a program of ours wrote a folder: of a run, a sweep, predictions or a review, or ``runs``."""
+    if any((folder / name).exists() for name in (".hydra", "multirun.yaml", RESULTS, REVIEW)):
         return True
     depths = ("*", "*/*", "*/*/*") if folder.name == "runs" else ()
     return any(next(folder.glob(f"{depth}/.hydra"), None) for depth in depths)

@@ -151,7 +151,7 @@ class Predictor:
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 probabilities = self._segment(work, labels)
-                label = _best(probabilities, labels, rgb.shape[:2])
+                label = best_label(probabilities, labels, rgb.shape[:2])
                 scores = self.method.classify(self._normalise(view))[0].sigmoid().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -221,8 +221,11 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"device={name} cannot be used ({reason}): set auto, cpu, cuda or mps") from error
 
 
-def _best(probabilities: Tensor, labels: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:
-    """The most probable label (H, W) at ``size``; enlarged class by class, which needs two maps of memory."""
+def best_label(probabilities: Tensor, labels: Sequence[int], size: Sequence[int]) -> NDArray[np.uint8]:
+    """The most probable of the labels, background first, as (H, W) of ``size``.
+
+    Maps (G, h, w) are enlarged class by class, which needs the memory of two.
+    """
     best = resize_maps(probabilities[:1], size)[0]
     label = torch.zeros(*size, dtype=torch.uint8, device=best.device)
     for position, value in enumerate(labels[1:], 1):

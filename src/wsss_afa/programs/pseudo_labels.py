@@ -20,7 +20,7 @@ from rich.console import Console
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import say_skipped
-from wsss_afa.errors import say
+from wsss_afa.errors import UserError, say
 from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages, choose_images
@@ -95,6 +95,8 @@ def compare(
 
 def run(cfg: DictConfig) -> float:
     """Write labels and return their number, or what `compare` does."""
+    if cfg.sweep_thresholds and cfg.choose_threshold:
+        raise UserError("sweep_thresholds=true needs masks, choose_threshold=true does without: set one")
     data: TaggedDataModule = instantiate(cfg.data)
     recipe = None if cfg.get("method") is None else make_recipe(cfg, data.class_names)
     method = open_method(cfg.ckpt, cfg.trust, recipe, data, HydraConfig.get().overrides.task)

@@ -102,18 +102,19 @@ def top_confusions(confusion: Tensor, names: Sequence[str]) -> list[list[dict[st
     return [list(group.nlargest(MAX_CONFUSIONS, "share").to_dict("records")) for group in groups]
 
 
-def shrink(panels: Sequence[Panel]) -> list[tuple[str, str]]:
-    """Title and data URI of small JPEGs of some pictures."""
+def shrink(panels: Sequence[Panel], side: int = THUMBNAIL) -> list[tuple[str, str]]:
+    """Title and data URI of small JPEGs of some pictures, whose longer side is at most ``side`` pixels."""
     shrunk = []
     for panel in panels:
         image, buffer = Image.fromarray(panel.pixels), io.BytesIO()
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.thumbnail((side, side))
         image.save(buffer, "JPEG", quality=85, subsampling=0)
-        shrunk.append((panel.title, _data_uri(buffer.getvalue(), "image/jpeg")))
+        shrunk.append((panel.title, data_uri(buffer.getvalue(), "image/jpeg")))
     return shrunk
 
 
-def _data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes of a media type as an address that needs no file."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -138,9 +139,9 @@ def render(evaluation: Evaluation) -> str:
         "rows": class_rows(evaluation),
         "pixels": int(matrices[-1].sum()) if matrices else 0,
         "true_classes": int((matrices[-1].sum(1) > 0).sum()) if matrices else 0,
-        "heat_map": _data_uri(to_svg(confusion_figure(matrices[-1].numpy(), names)), svg) if matrices else "",
+        "heat_map": data_uri(to_svg(confusion_figure(matrices[-1].numpy(), names)), svg) if matrices else "",
         "confusions": top_confusions(matrices[-1], names) if matrices else [],
-        "curves": _data_uri(to_svg(curve_figure(history, colours)), svg) if history else "",
+        "curves": data_uri(to_svg(curve_figure(history, colours)), svg) if history else "",
         "names": names,
         "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in voc_palette().tolist()],
     }

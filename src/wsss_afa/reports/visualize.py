@@ -233,14 +233,19 @@ def contact_sheet(pictures: Sequence[tuple[str, NDArray[np.uint8]]], columns: in
 
 def save_label(label: NDArray[np.uint8], path: Path) -> None:
     """Write a label (H, W) as a PNG whose palette is PASCAL VOC's: pixel values are classes."""
+    write_whole(path, label_png(label))
+
+
+def label_png(label: NDArray[np.uint8]) -> bytes:
+    """What `save_label` writes."""
     image = Image.fromarray(label)
     image.putpalette(voc_palette().ravel().tolist())
-    _save_png(image, path)
+    return _png(image)
 
 
 def save_picture(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write a picture (H, W, 3) as a PNG."""
-    _save_png(Image.fromarray(pixels), path)
+    write_whole(path, _png(Image.fromarray(pixels)))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -251,10 +256,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _save_png(image: Image.Image, path: Path) -> None:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=3)  # half the time of 6 at about the same size
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 @contextmanager

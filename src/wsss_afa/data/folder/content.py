@@ -5,7 +5,7 @@ Tags come from one tag file in the folder (``tags.py`` has its forms), from one 
 ``background`` for photos without any. Photos may lie in any depth. A folder ``masks`` beside them holds the
 truth for evaluation: for each photo a palette or grey PNG of its size and name; background is 0, class c is
 c + 1, ignored pixels are 255. ``classes.txt``, one name a line, settles which classes there are, and their
-order.
+order. Masks may lie elsewhere, if ``masks`` says where.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def read_folder(
     val_fraction: float = 0.1,
     seed: int = 0,
     ignore_unlisted: bool = False,
+    masks: str | None = None,
 ) -> PhotoFolder:
     """Find the photos of a folder, their tags, masks and splits, without opening an image.
 
@@ -146,7 +147,7 @@ def read_folder(
     names = _class_names(root, table, listed)
     tags = np.array([[name in rows[file].tags for name in names] for file in files], bool)
     tags = tags.reshape(len(files), len(names))
-    masks = _find_masks(root, photos)
+    truth = _find_masks(root, photos, masks)
     splits, how = _known_splits(root, files, [rows[file] for file in files])
     _check_contrast(root, names, tags[np.array(splits) != "test"])
     if "val" not in splits:
@@ -155,12 +156,12 @@ def read_folder(
             raise UserError(f"data.val_fraction is {val_fraction}, need a share in (0, 1): try 0.1")
         if len(own) < 2:
             raise UserError(f"{root} has {len(own)} photo, need two, to train and to validate: add some")
-        candidates = np.array([files[i] in masks for i in own]) if masks else None
+        candidates = np.array([files[i] in truth for i in own]) if truth else None
         validates = stratified_split(tags[own], val_fraction, seed, candidates)
         for i in own[validates].tolist():
             splits[i] = "val"
         how += f"stratified, seed {seed}"
-    content = PhotoFolder(root, names, files, tags, splits, masks, "", table.doubts)
+    content = PhotoFolder(root, names, files, tags, splits, truth, "", table.doubts)
     return replace(content, summary=_summarise(content, table.how, how))
 
 
@@ -197,10 +198,12 @@ def _check_contrast(root: Path, names: tuple[str, ...], tags: NDArray[np.bool_])
         raise UserError(f"{root} {problem}: add photos without it, in a folder `background` or without tags")
 
 
-def _find_masks(root: Path, photos: list[str]) -> dict[str, Path]:
-    folder = root / "masks"
-    if not folder.is_dir():
+def _find_masks(root: Path, photos: list[str], given: str | None) -> dict[str, Path]:
+    folder = root / "masks" if given is None else Path(given).expanduser()
+    if not folder.is_dir() and given is None:
         return {}
+    if not folder.is_dir():
+        raise UserError(f"data.masks={given} is no folder, need one of PNGs: mend the path")
     by_name, masks = group_by_name(photos), dict[str, Path]()
     for path in walk_images(folder):
         name = path.relative_to(folder).as_posix()
@@ -267,6 +270,7 @@ class FolderDataModule(TaggedDataModule):
         split_seed: Of that choice, apart from ``seed``: runs of other seeds validate on the same photos.
         ignore_unlisted: Whether photos that the tag file does not name are left out instead of refused.
         max_side: Photos with a longer side in pixels are reduced to it; None keeps their size.
+        masks: Folder of the masks; None is ``masks`` in the folder.
 
     Raises:
         UserError: A value is out of its range, or the folder cannot be read without guessing.
@@ -279,14 +283,16 @@ class FolderDataModule(TaggedDataModule):
     split_seed: int = 0
     ignore_unlisted: bool = False
     max_side: int | None = None
+    masks: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_side is not None and self.max_side < 1:
             raise UserError(f"data.max_side is {self.max_side}, need pixels or null: try 640")
         self._content = read_folder(
-            self.root, self.labels, self.separator, self.val_fraction, self.split_seed, self.ignore_unlisted
-        )
+            self.root, self.labels, self.separator, self.val_fraction, self.split_seed, self.ignore_unlisted,
+            self.masks,
+        )  # fmt: skip
         self.class_names = self._content.class_names
         self.has_masks = bool(self._content.masks)
 

@@ -16,7 +16,7 @@ from wsss_afa.data.folder import records as forms
 from wsss_afa.data.folder.coco_tags import is_coco, read_coco
 from wsss_afa.data.folder.columns import FILE, SPLIT, TAG, TAGS, find_column
 from wsss_afa.data.folder.cvat import read_cvat
-from wsss_afa.data.folder.fiftyone import is_fiftyone, read_fiftyone
+from wsss_afa.data.folder.fiftyone import is_fiftyone, is_samples, read_fiftyone, read_samples
 from wsss_afa.data.folder.label_studio import is_short_form, is_tasks, read_short_form, read_tasks
 from wsss_afa.data.folder.lists import looks_like_list, looks_torn, parse_list
 from wsss_afa.data.folder.records import Export, Record, kind_of
@@ -97,7 +97,8 @@ def read_tags(path: Path, separator: str | None = None, listed: Collection[str] 
             for image in images
         ]
         return Table(rows, f"{path.name}, COCO's form", clean(names))
-    for told, read in ((is_tasks, read_tasks), (is_fiftyone, read_fiftyone)):
+    forms_of_tools = ((is_tasks, read_tasks), (is_fiftyone, read_fiftyone), (is_samples, read_samples))
+    for told, read in forms_of_tools:
         if told(content):
             return _exported(path, read(path, content), listed)
     return _table(path, forms.json_records(path, content), separator, listed)

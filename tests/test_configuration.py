@@ -69,10 +69,14 @@ def test_the_method_of_an_experiment_is_built(name):
     small = CLIP if "texts" in cfg.method else SMALL[cfg.backbone._target_.rpartition(".")[-1]]
     dino = ["method.dino.pretrained=null"] if cfg.method.get("dino") else []
     cfg = compose(experiment, "backbone.pretrained=null", *small, *dino)
-    method = build(make_recipe(cfg, ("a", "b")), trust=None)
+    names = ("a", "b") if "folder" in cfg.data._target_ else instantiate(cfg.data).class_names
+    method = build(make_recipe(cfg, names), trust=None)
+    assert method.num_classes == len(names)
     groups = {group["name"] for group in instantiate(cfg.optim)(method.parameter_kinds())[0].param_groups}
     assert groups == {"encoder", "norm", "head", "decoder"}
-    assert [phase.first for phase in method.phases] == sorted(phase.first for phase in method.phases)
+    firsts = [phase.first for phase in method.phases]
+    assert 0 == firsts[0] <= firsts[-1] < cfg.trainer.max_steps
+    assert firsts == sorted(firsts)
     assert set(method.weights) >= {"seg"}
 
 

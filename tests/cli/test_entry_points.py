@@ -8,18 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from PIL import Image
 
 from quiet import QUIET
 from wsss_afa import evaluate, train
 from wsss_afa.errors import UserError
-from wsss_afa.files import CONFIG_DIR
-from wsss_afa.methods.recipe import build, load, make_recipe
+from wsss_afa.methods.recipe import load
 
 SMALL = [
     "+experiment=synthetic",
@@ -86,22 +83,6 @@ def trained(tmp_path_factory):
         patch.setattr(sys, "argv", ["train", *SMALL, f"hydra.run.dir={folder}"])
         train.main()
     return folder
-
-
-@pytest.mark.parametrize("experiment", sorted(p.stem for p in Path(CONFIG_DIR, "experiment").glob("*.yaml")))
-def test_every_experiment_builds(experiment, tmp_path):
-    overrides = [f"+experiment={experiment}", "backbone.pretrained=null"]
-    if experiment.startswith("folder"):
-        overrides.append(f"data.root={tagged_folder(tmp_path)}")
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=CONFIG_DIR):
-        towers = [name for name in ("texts", "dino") if hydra.compose("train", overrides).method.get(name)]
-        cfg = hydra.compose("train", [*overrides, *(f"method.{name}.pretrained=null" for name in towers)])
-    data = instantiate(cfg.data)
-    method = build(make_recipe(cfg, data.class_names))
-    assert method.num_classes == len(data.class_names)
-    assert instantiate(cfg.optim)(method.parameter_kinds())
-    firsts = [phase.first for phase in method.phases]
-    assert 0 == firsts[0] <= firsts[-1] < cfg.trainer.max_steps
 
 
 def test_training_leaves_what_the_readme_promises(trained):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vit_method import check_finite, method_of
+from wsss_afa.inference.predictor import Predictor, Sizes
 from wsss_afa.methods.more.graph import GraphCategory
 from wsss_afa.methods.recipe import load
+from wsss_afa.ops.localization_map import LocalizationSegmentation
 
 EARLY = {"cls", "aux", "tokens", "ptc", "cle", "une"}
 ALL = EARLY | {"seg", "reg"}
@@ -143,6 +146,22 @@ def test_maps_of_every_source_have_background_and_own_classes(source):
 
 
 # Files of the authors' program
+
+
+def test_a_photo_is_predicted_as_it_is_published():
+    """Localization maps of predicted classes, of the whole photo; tags leave some of these classes."""
+    method = make().eval()
+    published = LocalizationSegmentation("lam", [1.0, 0.5], True, [64, 64], "classifier", 3,
+                                         mean=method.mean, std=method.std)  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    image = torch.from_numpy(pixels).movedim(-1, 0) - torch.tensor(method.mean)[:, None, None]
+    expected = published(method, (image / torch.tensor(method.std)[:, None, None])[None])[0]
+    predictor = Predictor(method, "cpu", published, Sizes(tile=64, overlap=16))
+    found, only = predictor(pixels), predictor(pixels, tags=["dog"])
+    np.testing.assert_allclose(found.probability("dog"), expected[2], atol=1e-6)
+    assert np.array_equal(found.label, expected.argmax(0)), "by the scores of all classes"
+    assert np.array_equal(only.label, 2 * (expected[2] > expected[0])), "by those that the tags leave"
+    assert set(np.unique(found.label)) > {0}
 
 
 def released(method):

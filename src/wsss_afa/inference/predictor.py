@@ -188,6 +188,9 @@ class Predictor:
         return "image", rgb
 
     def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
+        if self.protocol.whole:
+            whole: Tensor = self.protocol(self.method, self._normalise(rgb))
+            return whole[0, list(labels)]
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
         probabilities: Tensor = self.protocol(net, self._normalise(rgb))
         return probabilities[0]

@@ -60,6 +60,8 @@ class LocalizationSegmentation(MultiScaleSegmentation):
         UserError: a setting is out of its range.
     """
 
+    whole = True
+
     def __init__(
         self,
         name: str, scales: Sequence[float], mirror: bool, size: Sequence[int], predicted: str, min_cells: int,

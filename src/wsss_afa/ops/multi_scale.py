@@ -46,6 +46,9 @@ class MultiScaleSegmentation(nn.Module):
         UserError: A setting is out of its range.
     """
 
+    whole = False
+    """Whether it asks a method for more than segments, which a large image cannot give tile by tile."""
+
     def __init__(
         self,
         name: str = "plain", scales: Sequence[float] = (1.0,), mirror: bool = False, fusion: str = "max",

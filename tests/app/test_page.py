@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -45,8 +46,12 @@ def opened(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(opened):
-    with server.Server(partial(page.build_page, opened), "127.0.0.1", 0) as running:
-        yield running.url
+    running = server.Server(partial(page.build_page, opened), "127.0.0.1", 0)
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    yield running.url
+    running.stop()
+    thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsss_afa.data.folder.content import FolderDataModule, TaggedFolder
-from wsss_afa.data.images import read_image, shrink
+from wsss_afa.data.images import read_image
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource, merge_labels
 from wsss_afa.inference.predictor import best_label
 from wsss_afa.methods.base import Method
@@ -69,6 +69,7 @@ class Labeller:
         self.method, self.data, self.protocols = method, data, (protocol, crf)
         self.class_names = data.class_names
         self.sources = (*method.sources, SEGMENTATION)
+        data.has_masks = False  # none is opened, and none need be there
         self.photos = [*_photos(data.make_set("train"), "train"), *_photos(data.make_set("val"), "val")]
         self.label = lru_cache(_KEPT)(self._label)
         self._lock = threading.Lock()
@@ -126,10 +127,6 @@ class Labeller:
         guess = probabilities[0].max(0).indices.cpu()
         pairs = count_pairs(guess, torch.from_numpy(label).long(), len(self.class_names) + 1)
         return float(class_iou(pairs).nanmean().nan_to_num())
-
-    def fit(self, image: Pixels) -> Pixels:
-        """An image (H, W, 3) reduced like the folder's photos."""
-        return shrink(image, self.data.max_side)
 
     def _source(self, name: str, crf: bool = False) -> LabelSource:
         return LabelSource(self.method, name, self.protocols[crf])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import gradio as gr
 import uvicorn
@@ -34,7 +32,7 @@ _UPLOAD = "50mb"
 
 
 class Server:
-    """Serves a page while it runs, or while it is entered.
+    """Serves a page while it runs; whoever asks before waits until it does.
 
     Args:
         build: Makes the page; it is called where events are handled.
@@ -60,7 +58,7 @@ class Server:
         self._server: uvicorn.Server | None = None
 
     def run(self) -> None:
-        """Serve until Ctrl-C."""
+        """Serve until Ctrl-C, or until somebody stops it."""
         with suppress(KeyboardInterrupt):
             asyncio.run(self._serve())
 
@@ -70,18 +68,10 @@ class Server:
         self._server = uvicorn.Server(config)
         await self._server.serve([self._socket])
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self.run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._thread.is_alive() and (self._server is None or not self._server.started):
-            time.sleep(0.05)
-        if self._server is not None:
-            self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+    def stop(self) -> None:
+        """Let `run`, in another thread, come to its end."""
+        assert self._server is not None, "it serves"
+        self._server.should_exit = True
 
 
 def _application(page: gr.Blocks, host: str) -> Any:

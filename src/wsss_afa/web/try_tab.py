@@ -88,6 +88,4 @@ class TryTab:
         return Path(chosen) if isinstance(chosen, str) else self.labeller.photos[chosen].path
 
     def _read(self, chosen: Chosen) -> Pixels:
-        if isinstance(chosen, int):
-            return self.labeller.read(chosen)
-        return self.labeller.fit(read_image(Path(chosen), upright=True))
+        return read_image(self._path(chosen), upright=True, max_side=self.labeller.data.max_side)

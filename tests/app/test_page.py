@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from photo_folder import NAMES, NASTY, save_checkpoint, session, write_photos
+from photo_folder import NAMES, NASTY, open_app, save_checkpoint, write_photos
 from wsss_afa.cli.run_folder import release
 from wsss_afa.data.images import read_image, read_mask
 from wsss_afa.errors import printable
@@ -40,7 +40,7 @@ OPTIONS = (
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     ckpt = save_checkpoint(folder / "best.ckpt")
-    yield session(ckpt, write_photos(folder / "photos"), folder / "review")
+    yield open_app(ckpt, write_photos(folder / "photos"), folder / "review")
     release()
 
 

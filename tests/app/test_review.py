@@ -13,15 +13,14 @@ import sys
 import numpy as np
 import pytest
 
-from photo_folder import NAMES, NASTY, save_checkpoint, session, write_photos
+from photo_folder import NAMES, NASTY, open_app, save_checkpoint, write_photos
 from wsss_afa import app, pseudo_labels, train
 from wsss_afa.cli.run_folder import release
 from wsss_afa.data.folder.content import read_folder
 from wsss_afa.data.images import read_image, read_kind, read_mask
 from wsss_afa.errors import UserError
 from wsss_afa.reports.visualize import Panel
-from wsss_afa.web.commands import second_stage_command
-from wsss_afa.web.commands import write_photos as write_tags
+from wsss_afa.web.commands import labels_command, second_stage_command
 from wsss_afa.web.labeller import Settings, enlarge
 from wsss_afa.web.review import REVIEW, Review
 
@@ -43,7 +42,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def opened(ckpt, photos, tmp_path):
-    yield session(ckpt, photos, tmp_path / "review")
+    yield open_app(ckpt, photos, tmp_path / "review")
     release()
 
 
@@ -80,23 +79,25 @@ def test_the_last_decision_counts_and_masks_of_others_go(tmp_path):
     assert Review(tmp_path, ["a"]).count() == {"reject": 1}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_kill_loses_no_decision(tmp_path):
     """A process decides as fast as it can and says so; whatever it said before it was killed is there."""
-    code = (
-        "import sys, numpy as np\nfrom wsss_afa.web.review import Review\n"
-        "review = Review(sys.argv[1], [str(i) for i in range(9999)])\n"
-        "for i in range(9999):\n"
-        "    review.decide(str(i), 'accept', np.full((9, 9), i % 200, np.uint8)); print(i, flush=True)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        said = [child.stdout.readline() for _ in range(40)]
-        child.send_signal(signal.SIGKILL)
-        said += child.stdout.readlines()
-    review = Review(tmp_path, [str(i) for i in range(9999)])
-    for line in said:
-        name = line.decode().strip()
+    names, (reader, writer) = [str(i) for i in range(9999)], os.pipe()
+    if (child := os.fork()) == 0:
+        review = Review(tmp_path, names)
+        for i, name in enumerate(names):
+            review.decide(name, "accept", np.full((9, 9), i % 200, np.uint8))
+            os.write(writer, f"{name}\n".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = [file.readline().strip() for _ in range(40)]
+        os.kill(child, signal.SIGKILL)
+        said += file.read().split()
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    review = Review(tmp_path, names)
+    for name in said:
         assert review.decisions[name] == "accept"
         assert (read_mask(tmp_path / "masks" / f"{name}.png", (9, 9)) == int(name) % 200).all()
 
@@ -174,8 +175,6 @@ def test_sureness_is_the_agreement_with_the_segmentation(opened):
     ],
 )  # fmt: skip
 def test_the_command_that_is_shown_writes_the_same_labels(opened, run, settings, tmp_path):
-    from wsss_afa.web.commands import labels_command
-
     out = tmp_path / "labels"
     scored = opened.labeller.has_background(settings.source)
     words = shlex.split(labels_command(opened.given, settings, scored, str(out)))
@@ -198,17 +197,23 @@ def test_accepted_masks_train_and_corrected_ones_validate(opened, run, tmp_path)
     """The command that is shown runs, though masks are of the photos' own size and training reduces these."""
     labeller, review = opened.labeller, opened.review
     labeller.data.max_side = 40
+    settings = Settings("par", 0.4, 0.4, False)
+    for name in opened.begin(settings):
+        opened.propose(name, settings)
     decisions = ["accept"] * 5 + ["paint"] * 2 + ["reject"]
     tagged = [photo for photo in labeller.photos if photo.tags]
     for photo, decision in zip(tagged, decisions, strict=False):
-        mask = np.full(read_image(photo.path).shape[:2], photo.tags[0] + 1, np.uint8)
-        mask[::2] = 0
-        review.decide(photo.name, decision, None if decision == "reject" else mask)
-    write_tags(review, labeller)
+        painted = np.full_like(opened.shown(photo.name), photo.tags[0] + 1)
+        painted[:, ::2] = 0
+        opened.decide(photo.name, decision, painted if decision == "paint" else None)
+        if decision == "paint":
+            np.testing.assert_array_equal(opened.shown(photo.name), painted)
+    sizes = {read_image(photo.path).shape[:2] for photo in tagged[:7]}
+    assert {read_image(path).shape[:2] for path in review.root.glob("[mc]*s/*.png")} <= sizes
     content = read_folder(labeller.data.root, str(review.root / "photos.json"), ignore_unlisted=True)
     assert content.class_names == labeller.class_names
     assert (content.splits.count("train"), content.splits.count("val")) == (5, 2)
-    words = shlex.split(second_stage_command(review, labeller, labeller.data.root))
+    words = shlex.split(second_stage_command(opened))
     small = [
         "backbone.variant=tiny",
         "backbone.pretrained=null",

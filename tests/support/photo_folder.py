@@ -42,7 +42,7 @@ def save_checkpoint(path: Path) -> Path:
     return save(untrained(scene_recipe(class_names=sorted(NASTY)), std=2), path)
 
 
-def session(ckpt: Path, photos: Path, out: Path, *overrides: str) -> Any:
+def open_app(ckpt: Path, photos: Path, out: Path, *overrides: str) -> Any:
     """What the program opens on a command of these settings; the test is skipped without Gradio."""
     reason = "the extra app is not installed"
     program = pytest.importorskip("wsss_afa.programs.app", reason=reason, exc_type=ImportError)

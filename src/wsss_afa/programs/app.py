@@ -16,10 +16,11 @@ from wsss_afa.errors import UserError, say
 from wsss_afa.inference.open_method import open_method
 from wsss_afa.inference.predictor import find_device
 from wsss_afa.models.weights import weights_sha256
-from wsss_afa.web.labeller import Labeller, Session
+from wsss_afa.web.labeller import Labeller
 from wsss_afa.web.page import build_page
 from wsss_afa.web.review import Review
 from wsss_afa.web.server import Server
+from wsss_afa.web.session import Session
 
 
 def open_session(cfg: DictConfig, given: Sequence[str]) -> Session:

@@ -21,7 +21,6 @@ from wsss_afa.methods.base import Method
 from wsss_afa.metrics import class_iou, count_pairs
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import Batch
-from wsss_afa.web.review import Review
 
 Pixels = NDArray[np.uint8]
 _KEPT = 64  # labels of the folder's photos that are remembered
@@ -140,17 +139,6 @@ class Labeller:
             "image": pixels[None].to(device), "class_label": label, "valid_box": box[None].to(device),
             "name": [""],
         }  # fmt: skip
-
-
-class Session(NamedTuple):
-    """What all tabs share: a method with photos, the review of them, and the command that opened both."""
-
-    labeller: Labeller
-    review: Review
-    checkpoint: str
-    """SHA-256 of the weights."""
-    given: tuple[str, ...]
-    """Overrides of the command."""
 
 
 def enlarge(label: Pixels, size: Sequence[int]) -> Pixels:

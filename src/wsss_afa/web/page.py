@@ -8,8 +8,8 @@ from pathlib import Path
 import gradio as gr
 
 from wsss_afa.web.drawing import text
-from wsss_afa.web.labeller import Session
 from wsss_afa.web.review_tab import ReviewTab
+from wsss_afa.web.session import Session
 from wsss_afa.web.try_tab import TryTab
 from wsss_afa.web.tune_tab import TuneTab
 

@@ -12,7 +12,8 @@ from wsss_afa.reports.visualize import Panel, paint_label
 from wsss_afa.web.commands import labels_command
 from wsss_afa.web.controls import MODEL, Controls, answers, read, warn
 from wsss_afa.web.drawing import figures, labels_in, legend
-from wsss_afa.web.labeller import Session, Settings
+from wsss_afa.web.labeller import Settings
+from wsss_afa.web.session import Session
 
 SHOWN = 10
 """Photos that are looked at."""

@@ -24,6 +24,9 @@ from wsss_afa.types import Batch
 
 Pixels = NDArray[np.uint8]
 _KEPT = 64  # labels of the folder's photos that are remembered
+_SCORES = tuple(round(i / 20, 2) for i in range(21))  # those of the sliders
+_SWEPT = ("cam", "par")
+"""Sources whose labels of all these scores cost little more than one."""
 
 
 class Settings(NamedTuple):
@@ -70,7 +73,7 @@ class Labeller:
         self.sources = (*method.sources, SEGMENTATION)
         data.has_masks = False  # none is opened, and none need be there
         self.photos = [*_photos(data.make_set("train"), "train"), *_photos(data.make_set("val"), "val")]
-        self.label = lru_cache(_KEPT)(self._label)
+        self.label, self._sweep = lru_cache(_KEPT)(self._label), lru_cache(_KEPT // 4)(self._labels)
         self._lock = threading.Lock()
 
     def has_background(self, source: str) -> bool:
@@ -88,7 +91,19 @@ class Labeller:
         return read_image(self.photos[index].path, upright=True, max_side=self.data.max_side)
 
     def _label(self, index: int, settings: Settings) -> Pixels:
-        return self.label_of(self.read(index), self.photos[index].tags, settings)
+        """The label (H, W) of a photo; other scores of the same photo then follow at once."""
+        source, low, high, crf = settings
+        if crf or source not in _SWEPT or not {low, high} <= {*_SCORES}:
+            return self.label_of(self.read(index), self.photos[index].tags, settings)
+        found = dict(zip(_SCORES, self._sweep(index, source), strict=True))
+        return merge_labels([found[score] for score in sorted({low, high})]).numpy()
+
+    @torch.inference_mode()
+    def _labels(self, index: int, source: str) -> list[Tensor]:
+        """The labels (H, W) uint8 of a photo for all scores."""
+        with self._lock:
+            batch = self._batch(self.read(index), self.photos[index].tags)
+            return [label[0].byte().cpu() for label in self._source(source)(batch, _SCORES)]
 
     @torch.inference_mode()
     def label_of(self, image: Pixels, tags: Sequence[int], settings: Settings) -> Pixels:

@@ -42,9 +42,9 @@ class Session:
 
     def propose(self, name: str, settings: Settings) -> None:
         """Label a photo and add it to the queue."""
-        place = self.places[name]
-        label = self.labeller.label(place, settings)
-        self.review.propose(name, label, self.labeller.sureness(self.labeller.read(place), label))
+        image, tags = self.labeller.read(self.places[name]), self.labeller.photos[self.places[name]].tags
+        label = self.labeller.label_of(image, tags, settings)
+        self.review.propose(name, label, self.labeller.sureness(image, label))
 
     def shown(self, name: str) -> Pixels:
         """The label (h, w) that a photo of the queue has now, in the size in which the method sees it."""

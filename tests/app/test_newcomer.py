@@ -51,6 +51,7 @@ def test_from_tags_to_reviewed_masks_and_a_second_network(tmp_path, run, monkeyp
     first = ["+experiment=folder", "data.root=photos", "data.max_side=96", phases, *SMALL, *HERE]
     said = run(train, *first, "method.classifier=pooled", "method.affinity_scale=1", "hydra.run.dir=first")
     assert said[0] == 0, said
+    assert "wsss-afa app ckpt=first/checkpoints/best.ckpt data.root=photos data.max_side=96" in said[1]
     assert json.loads((tmp_path / "first/metrics.json").read_text())["best_by"] == "val/agreement"
     ckpt = tmp_path / "first/checkpoints/best.ckpt"
     form = f"format=[png,{','.join(FORMATS)}]"

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from photo_folder import NAMES, NASTY, open_app, save_checkpoint, write_photos
 from wsss_afa.cli.run_folder import release
@@ -55,8 +56,14 @@ def url(opened):
 
 
 @pytest.fixture(scope="module")
-def browser(url):
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(url, downloads):
     options = webdriver.ChromeOptions()
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     for each in OPTIONS:
@@ -114,6 +121,21 @@ def test_a_slider_changes_the_picture(browser):
     wait(lambda: source(browser, "#tried .two img") != before)
     number = float(all_of(browser, "input[type=number]")[0].get_attribute("value"))
     assert number > 0.5
+
+
+def test_a_photo_is_uploaded_and_its_mask_downloaded(browser, opened, downloads, tmp_path):
+    """The mask has the photo's own size, upright, though the network sees it smaller."""
+    before, path = source(browser, "#tried .two img"), tmp_path / "<i>my photo.jpg"
+    opened.labeller.data.max_side = 64
+    picture, turned = Image.open(opened.labeller.photos[-1].path).resize((150, 90)), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    picture.save(path, exif=turned)
+    all_of(browser, "#upload input[type=file]")[0].send_keys(str(path))
+    wait(lambda: source(browser, "#tried .two img") != before)
+    wait(lambda: [each for each in all_of(browser, "button") if each.text == "Download the mask"])[0].click()
+    file = wait(lambda: [each for each in downloads.iterdir() if each.suffix == ".png"])[0]
+    opened.labeller.data.max_side = None
+    assert read_mask(file, (150, 90), len(NASTY)).size == 150 * 90
 
 
 def test_tune_shows_ten_photos_and_follows_its_sliders(browser):

@@ -207,6 +207,9 @@ class Summary(Callback):
             ckpt = shlex.join([f"ckpt={files[0]}"])
             say("next", f"wsss-afa evaluate {options}{ckpt} {data}{trust}")
             say("", f"wsss-afa predict {ckpt} source=PHOTOS{trust}")
+            if self.data == "folder":
+                own_data = shlex.join(word for word in self._words if word.startswith("data."))
+                say("", f"wsss-afa app {ckpt} {own_data}{trust}")
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ class ReviewTab:
 
     def __init__(self, session: Session, settings: list[Any]):
         self.session = session
-        self.status = gr.HTML(elem_id="status", min_height=60)
+        self.status = gr.HTML(elem_id="status", min_height=90)
         names = ["background", *map(printable, session.labeller.class_names)]
         self.desk = gr.HTML(
             {}, html_template=asset("desk.html"), js_on_load=asset("desk.js"), elem_id="desk",

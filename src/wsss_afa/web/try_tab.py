@@ -33,7 +33,11 @@ class TryTab:
             with gr.Column(scale=2, min_width=300):
                 photo = gr.Dropdown(photos, value=0, label="Photo of the folder", elem_id="photo")
                 upload = gr.Image(
-                    label="or another", type="filepath", height=140, sources=["upload", "clipboard"]
+                    label="or another",
+                    type="filepath",
+                    height=140,
+                    sources=["upload", "clipboard"],
+                    elem_id="upload",
                 )
                 tags = gr.Dropdown(
                     [(name, i) for i, name in enumerate(names)], value=list(labeller.photos[0].tags),

@@ -17,7 +17,7 @@ from itertools import islice
 import hydra
 import torch
 from hydra.utils import instantiate
-from timing import Setting, arguments, build, measure, print_table, step_of
+from timing import Run, Setting, arguments, build, measure, print_table, step_of
 from torch import Tensor
 from training_step import BASE, label_parts, step_parts
 
@@ -40,22 +40,35 @@ def compare_labels(ckpt: str, options: Namespace) -> None:
     method = open_method(ckpt, (), None, data, options.overrides).eval()
     data.setup("validate")
     sources = {each: LabelSource(method, each, protocol) for each in method.sources}
-    scores = {key: SegmentationMetrics(method.num_classes + 1) for key in ((s, p) for s in sources for p in PRECISIONS)}
+    scores = {
+        key: SegmentationMetrics(method.num_classes + 1)
+        for key in ((s, p) for s in sources for p in PRECISIONS)
+    }
     changed, pixels = dict.fromkeys(sources, 0), 0
     for batch in islice(data.val_dataloader(), options.images):
         pixels += batch["mask"].numel()
         for name, source in sources.items():
-            labels = {each: training_label(method, source, batch, each, scores[name, each]) for each in PRECISIONS}
+            labels = {
+                each: training_label(method, source, batch, each, scores[name, each]) for each in PRECISIONS
+            }
             changed[name] += int((labels[None] != labels["bf16"]).sum())
     rows = [
-        [name, f"{changed[name] / pixels:.4%}", *(f"{100 * scores[name, p].compute()['miou']:.2f}" for p in PRECISIONS)]
+        [
+            name,
+            f"{changed[name] / pixels:.4%}",
+            *(f"{100 * scores[name, p].compute()['miou']:.2f}" for p in PRECISIONS),
+        ]
         for name in sources
     ]
     print_table(f"labels of {ckpt}", ["source", "pixels that change", "mIoU float32", "bf16"], rows)
 
 
 def training_label(
-    method: Method, source: LabelSource, batch: dict[str, Tensor], precision: str | None, score: SegmentationMetrics
+    method: Method,
+    source: LabelSource,
+    batch: dict[str, Tensor],
+    precision: str | None,
+    score: SegmentationMetrics,
 ) -> Tensor:
     """The label of low and high background score; that of their mean goes to the score."""
     method.cam.precision = precision
@@ -81,7 +94,7 @@ def time_steps(options: Namespace) -> None:
     print_table(f"{where}; {options.batch} images, crop {options.crop}", headers, rows)
 
 
-def cast(setting: Setting, run, precision: str | None):  # type: ignore[no-untyped-def]
+def cast(setting: Setting, run: Run, precision: str | None) -> Run:
     """The run with maps in a precision."""
 
     def with_precision() -> None:

@@ -9,8 +9,9 @@ training steps, validation, and last what has to be compiled first. After each t
 part that fails leaves its traceback there, and the next begins.
 
 Training steps are those of Lightning's own ``Trainer.fit``, optimiser and transfer of the batch included, on
-a random network and smooth noise; loggers, checkpoints and the progress bar are left out. One run goes
-through all three phases. In each, steps that warm up come first, then blocks of timed steps, with a
+a random network and smooth noise; loggers, checkpoints and the progress bar are left out. A run of AFA goes
+through all three phases; of every other method its last phase is measured, at the batch and crop that its
+experiment has. In each phase, steps that warm up come first, then blocks of timed steps, with a
 synchronisation before and after a block only; then one step whose synchronisations are counted, and two that
 are profiled.
 """
@@ -58,8 +59,8 @@ from wsss_afa.programs.train import make_recipe
 from wsss_afa.types import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
-PHASES = (("classification", 2000), ("PAR labels", 4000), ("propagated labels", 14000))
-"""Phases of a run of 20 000 steps and their lengths in the published schedule."""
+PHASES = (2000, 4000, 14000)
+"""Lengths of AFA's phases in the published schedule of 20 000 steps."""
 
 
 class Size(NamedTuple):
@@ -81,11 +82,14 @@ class Size(NamedTuple):
     """How often each PAR is timed."""
     photos: int = 48
     """Validation images that count; four go before."""
+    others: tuple[str, ...] = ()
+    """Further overrides, of methods other than AFA."""
 
 
 SMALL = Size(
     ("backbone.pretrained=null", "method.decoder_dim=16"),
     crop=64, batch=2, classes=4, warm=1, blocks=1, block=1, maps=(3,), rounds=2, photos=2,
+    others=("++backbone.model_args={embed_dim: 24, depth: 6, num_heads: 2}",),
 )  # fmt: skip
 
 
@@ -103,10 +107,14 @@ class Case(NamedTuple):
     """What ``compile=true`` does: encoder and decoder."""
     crop: int | None = None
     """Side of a crop; None is that of the size."""
+    method: str = "afa"
+    """Another one takes batch, crop and length of the run from its experiment, and its last phase is timed."""
     par: str = "plain"
     """PAR of torch alone (plain), of Triton (triton), or as `CompiledPAR` (compiled)."""
 
 
+OTHERS = ("toco", "more", "weclip", "weclip_plus", "excel")
+"""Methods that are measured beside AFA."""
 VIT = ("backbone=dinov2_small",)
 CASES = (
     Case("AFA", precision="bf16-mixed"),
@@ -114,6 +122,8 @@ CASES = (
     Case("AFA"),
     Case("AFA", precision="bf16-mixed", par="triton"),
     Case("AFA", precision="bf16-mixed", par="compiled"),
+    *(Case(name, method=name, precision="bf16-mixed") for name in OTHERS),
+    Case("AFA, CAM in bf16", ("method.cam.precision=bf16",)),
     Case("AFA, dense energy", ("method.weights.reg=0.01",), precision="bf16-mixed"),
     Case("AFA", precision="16-mixed"),
     Case("AFA", tf32="on"),
@@ -124,6 +134,9 @@ CASES = (
     Case("AFA", tf32="on", compiled=True),
     Case("AFA", precision="16-mixed", compiled=True),
     Case("AFA", tf32="off", compiled=True),
+    *(Case(name, method=name) for name in OTHERS),
+    *(Case(name, method=name, precision="16-mixed") for name in OTHERS),
+    *(Case(name, method=name, precision="bf16-mixed", compiled=True) for name in OTHERS),
 )
 PROTOCOLS = (
     ("validation of training", ("protocol=plain",), "bf16-mixed"),
@@ -147,18 +160,36 @@ def compose(program: str, overrides: Sequence[str]) -> Any:
 def build_module(
     overrides: Sequence[str], num_classes: int, phase_steps: int = 1, protocol: nn.Module | None = None
 ) -> Method:
-    """What ``train`` makes of these overrides, with phases of ``phase_steps`` steps each."""
+    """AFA as ``train`` makes it of these overrides, with phases of ``phase_steps`` steps each."""
     ends = [
         f"method.phases.segmentation={phase_steps}",
         f"method.phases.propagation={2 * phase_steps}",
         f"trainer.max_steps={3 * phase_steps}",
     ]
-    cfg = compose("train", [*overrides, *ends])
-    method = build(make_recipe(cfg, tuple(f"class_{i}" for i in range(num_classes))), trust=None)
-    method.optim = instantiate(cfg.optim)
+    method = make_method(compose("train", [*overrides, *ends]), num_classes)
     if protocol is not None:
         method.protocol = protocol
     return method
+
+
+def make_method(cfg: Any, num_classes: int) -> Method:
+    """The method of a configuration of ``train``, with its optimiser's settings."""
+    method = build(make_recipe(cfg, tuple(f"class_{i}" for i in range(num_classes))), trust=None)
+    method.optim = instantiate(cfg.optim)
+    return method
+
+
+def build_other(case: Case, size: Size) -> tuple[Method, int, int, int]:
+    """Another method in its last phase from the first step on; crop, batch and steps of its experiment."""
+    towers = [] if case.method in ("toco", "more") else ["method.texts.pretrained=null"]
+    towers += ["method.dino.pretrained=null"] if case.method == "weclip_plus" else []
+    words = [f"+experiment=voc_{case.method}", "backbone.pretrained=null", *towers, *case.overrides]
+    cfg = compose("train", [*words, "data.root=none", *size.others])
+    steps, crop, batch = cfg.trainer.max_steps, cfg.data.crop_size, cfg.data.batch_size
+    cfg.method.phases = dict.fromkeys(cfg.method.phases, 0)
+    if size.others:
+        crop, batch = 2 * size.crop, size.batch
+    return make_method(cfg, size.classes), crop, batch, steps
 
 
 def find_par(module: Method) -> PixelAdaptiveRefinement:
@@ -174,7 +205,8 @@ def make_batch(count: int, height: int, width: int, classes: int) -> Batch:
         count, 3, height, width
     )
     box = torch.tensor([[height // 16, height - height // 16, 0, width]]).repeat(count, 1)
-    return {"image": image, "class_label": tags, "valid_box": box, "name": ["noise"] * count}
+    return {"image": image, "class_label": tags, "valid_box": box, "name": ["noise"] * count,
+            "seed": torch.arange(count)}  # fmt: skip
 
 
 def make_trainer(device: torch.device, precision: str, steps: int, watch: Callback) -> L.Trainer:
@@ -466,14 +498,22 @@ def measure_steps(size: Size, device: torch.device, case: Case) -> dict[str, Any
     torch.backends.cuda.matmul.allow_tf32 = case.tf32 == "on"
     torch.backends.cudnn.allow_tf32 = case.tf32 != "off"
     watch = Stopwatch(size, device)
-    steps = len(PHASES) * watch.steps
-    module = build_module([*size.overrides, *case.overrides], size.classes, watch.steps)
+    if case.method == "afa":
+        module = build_module([*size.overrides, *case.overrides], size.classes, watch.steps)
+        lengths, crop, count = PHASES, case.crop or size.crop, size.batch
+    else:
+        module, crop, count, length = build_other(case, size)
+        lengths = (length,)
+    steps = len(lengths) * watch.steps
     if case.compiled:
         module.compile_network()
-    crop = case.crop or size.crop
-    batches = [make_batch(size.batch, crop, crop, size.classes) for _ in range(4)]
+    batches = [make_batch(count, crop, crop, size.classes) for _ in range(4)]
+    if case.method == "toco":
+        for batch in batches:
+            batch["views"] = {"local": batch["image"].flip(-1), "global": batch["image"].flip(-2)}
     trainer = make_trainer(device, case.precision, steps, watch)
-    find_par(module).__class__ = FORMS[case.par]
+    if case.par != "plain":
+        find_par(module).__class__ = FORMS[case.par]
     trainer.fit(module, loader([batches[i % 4] for i in range(steps)], device))
     for phase in watch.phases:
         if "busy" in phase and "seconds" in phase:
@@ -481,9 +521,8 @@ def measure_steps(size: Size, device: torch.device, case: Case) -> dict[str, Any
     assert trainer.global_step == steps
     counters = torch._dynamo.utils.counters
     return {
-        "phases": watch.phases,
-        "hours": sum(p["seconds"] * length for p, (_, length) in zip(watch.phases, PHASES, strict=True))
-        / 3600,
+        "phases": watch.phases, "crop": crop, "batch": count, "steps": sum(lengths),
+        "hours": sum(p["seconds"] * length for p, length in zip(watch.phases, lengths, strict=True)) / 3600,
         "compiler": dict(counters["stats"]) | {"graph_breaks": sum(counters["graph_break"].values())},
     }
 
@@ -550,9 +589,9 @@ def plan(device: torch.device) -> list[Part]:
         tests,
         *eager[:1],
         par,
-        *eager[1:6],
+        *eager[1:12],
         *rest[:1],
-        *eager[6:],
+        *eager[12:],
         *validations[:-1],
         *rest[1:],
         validations[-1],
@@ -652,15 +691,15 @@ def _par_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _step_table(entries: list[dict[str, Any]]) -> list[str]:
     columns = (
-        "training step", "crop", "precision", "TF32", "compiled", "PAR", "ms, by phase", "peak GiB",
-        "GPU idle", "waits", "first steps, s", "h for 20 000 steps",
+        "training step", "batch × crop", "precision", "TF32", "compiled", "PAR", "ms, by phase", "peak GiB",
+        "GPU idle", "waits", "first steps, s", "h of the run",
     )  # fmt: skip
     rows = []
     for entry in entries:
         row, phases = entry["row"], entry["result"]["phases"]
         rows.append(
             (
-                row["name"], row["crop"] or 512, row["precision"], row["tf32"],
+                row["name"], f"{entry['result']['batch']} × {entry['result']['crop']}", row["precision"], row["tf32"],
                 "yes" if row["compiled"] else "no", row["par"],
                 " / ".join(_number(1e3 * phase["seconds"], 1) for phase in phases),
                 " / ".join(_number(phase["peak_gib"], 1) for phase in phases),
@@ -699,7 +738,7 @@ def describe(device: torch.device, size: Size) -> str:
     )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("report", type=Path, help="JSON file to write")
@@ -711,7 +750,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression of the names of parts")
     parser.add_argument("--render", action="store_true", help="print the tables of a report that is there")
     parser.add_argument("--resume", action="store_true", help="go on with a report that is there")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.render:
         print(render(json.loads(options.report.read_text())))
         return

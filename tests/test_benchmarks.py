@@ -11,7 +11,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import cam_precision
 import clip_methods
+import dense_energy
 import scaling
 import timing
 import token_methods
@@ -38,6 +40,20 @@ def test_parts_of_a_step_are_multiples_of_the_networks_pass(capsys):
     slow = {"multi-scale CAM", "PAR", "affinity", "propagation"}
     assert slow <= set(references)
     assert all(float(references[name][2]) > 0 for name in slow)
+
+
+def test_precisions_of_the_maps_are_compared(capsys):
+    cam_precision.main(["-", *TINY, "--crop", "64", "--batch", "1", "--classes", "3"])
+    rows = rows_of(capsys.readouterr().out)
+    assert {"multi-scale CAM, bf16", "step, float32", "step, bf16"} < set(rows)
+    assert float(rows["network"][2]) == pytest.approx(10.6)
+
+
+def test_ways_to_the_dense_energy_are_compared(capsys):
+    dense_energy.main([*TINY, "--crop", "64", "--batch", "1", "--classes", "3", "--full"])
+    rows = rows_of(capsys.readouterr().out)
+    assert float(rows["L_reg, full matrix"][3]) < 1e-4
+    assert float(rows["L_reg, lattice"][4]) > 0.9
 
 
 def test_steps_of_token_methods_are_multiples_of_the_networks_pass(capsys):

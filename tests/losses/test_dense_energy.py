@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
 import reference
+from wsss_afa.errors import UserError
 from wsss_afa.losses.dense_energy import DenseEnergyLoss
 
 
@@ -56,7 +58,7 @@ def reference_energy(logits: Tensor, rgb: Tensor, label: Tensor, box: Tensor) ->
     return sum(values) / len(values), torch.stack(gradients) / len(values)
 
 
-@pytest.mark.parametrize("chunk", [1024, 5])
+@pytest.mark.parametrize("chunk", [None, 1024, 5])
 def test_energy_and_its_gradient(energy_input, chunk):
     logits, rgb, label = energy_input
     logits.requires_grad_()
@@ -66,6 +68,28 @@ def test_energy_and_its_gradient(energy_input, chunk):
     assert loss.item() == pytest.approx(energy, rel=1e-4)
     loss.backward()
     torch.testing.assert_close(logits.grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_lattice_approximates_the_energy_and_its_gradient():
+    rgb = F.interpolate(randn(1, 3, 6, 6).mul(0.2).add(0.5), (64, 64), mode="bilinear").clamp(0, 1).float()
+    logits, label = 2 * randn(1, 3, 16, 16).float(), random_label(1, 64, 64)
+    made = {}
+    for kernel in ("exact", "lattice"):
+        given = logits.clone().requires_grad_()
+        energy = DenseEnergyLoss(kernel=kernel)(given, rgb, label, torch.tensor([[4, 64, 0, 50]]))
+        made[kernel] = energy.item(), torch.autograd.grad(energy, given)[0].flatten()
+    assert 0.4 < made["lattice"][0] / made["exact"][0] < 0.8
+    assert F.cosine_similarity(made["lattice"][1], made["exact"][1], dim=0) > 0.99
+
+
+def test_unknown_kernel_is_refused():
+    with pytest.raises(UserError, match="need exact or lattice"):
+        DenseEnergyLoss(kernel="sparse")
+
+
+def test_image_without_a_box_has_no_energy(energy_input):
+    logits, rgb, label = energy_input
+    assert DenseEnergyLoss()(logits, rgb, label, torch.zeros(2, 4, dtype=torch.long)) == 0
 
 
 def test_energy_is_scaled_by_its_weight(energy_input):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import reference
 from wsss_afa.errors import UserError
@@ -128,3 +128,33 @@ def test_scales_are_checked(scales):
     with pytest.raises(UserError, match="need one or more positive factors") as error:
         MultiScaleCAM(scales)
     assert "\n" not in str(error.value)
+
+
+class Projected(nn.Module):
+    """A localizer with a product, which autocast runs in bfloat16; it notes the precision of each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))
+        self.seen: list[torch.dtype] = []
+
+    def activate(self, image: Tensor) -> Activation:
+        tokens = F.avg_pool2d(image, 4).flatten(2).mT @ self.weight
+        self.seen.append(tokens.dtype)
+        grid = image.shape[-2] // 4, image.shape[-1] // 4
+        return Activation(tokens.mT.unflatten(2, grid), AffinityTokens([tokens], [tokens], grid))
+
+
+def test_passes_in_bfloat16_are_merged_in_float32_and_near(image):
+    exact, net = MultiScaleCAM()(Projected(), image), Projected()
+    found = MultiScaleCAM(precision="bf16")(net, image)
+    assert set(net.seen) == {torch.bfloat16}
+    assert found.cam.dtype == torch.float32
+    assert not torch.equal(found.cam, exact.cam)
+    torch.testing.assert_close(found.cam, exact.cam, rtol=0, atol=0.03)
+    assert net.activate(image).cam.dtype == torch.float32  # the rest of a step is not touched
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="need bf16, or null"):
+        MultiScaleCAM(precision="fp8")

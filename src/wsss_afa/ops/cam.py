@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -41,14 +42,26 @@ class MultiScaleCAM(nn.Module):
         scales: factors of the image's sides; the result's tokens are those of the largest one, un-mirrored.
         mirror: also pass the mirror image at each scale.
         rectify: whether values below 0 become 0 before scales are added.
+        precision: ``bf16`` passes images under autocast to bfloat16, whatever the rest of a step runs in. It
+            is faster on GPUs, and on processors with instructions for it (AMX); on others it is slower. None
+            leaves the precision to the Trainer. Maps are merged in float32.
+
+    Raises:
+        UserError: No scale is given, or one that is not above 0, or the precision is not known.
     """
 
-    def __init__(self, scales: Sequence[float] = (1.0, 0.5, 1.5), mirror: bool = True, rectify: bool = True):
+    def __init__(
+        self,
+        scales: Sequence[float] = (1.0, 0.5, 1.5), mirror: bool = True, rectify: bool = True,
+        precision: str | None = None,
+    ):  # fmt: skip
         super().__init__()
+        if precision not in (None, "bf16"):
+            raise UserError(f"cam.precision={precision} is not known; need bf16, or null for the Trainer's")
         if not scales or min(scales) <= 0:
             raise UserError(f"scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5]")
         self.scales = tuple(scales)
-        self.mirror, self.rectify = mirror, rectify
+        self.mirror, self.rectify, self.precision = mirror, rectify, precision
 
     @torch.no_grad()
     def forward(
@@ -67,10 +80,10 @@ class MultiScaleCAM(nn.Module):
         total: Tensor | None = None
         for scale in self.scales:
             scaled = image if scale == 1 else resize(image, scaled_size(size, scale))
-            plain = known if known is not None and scale == 1 else net.activate(scaled)
+            plain = known if known is not None and scale == 1 else self._activate(net, scaled)
             merged = resize(_select(plain.cam, channels), size)
             if self.mirror:
-                mirrored = _select(net.activate(scaled.flip(-1)).cam, channels).flip(-1)
+                mirrored = _select(self._activate(net, scaled.flip(-1)).cam, channels).flip(-1)
                 merged = torch.maximum(merged, resize(mirrored, size))
             merged = merged.relu_() if self.rectify else merged
             total = merged if total is None else total + merged
@@ -78,6 +91,13 @@ class MultiScaleCAM(nn.Module):
                 tokens = plain.tokens
         assert total is not None
         return Activation(cam=normalize_cam(total), tokens=tokens)
+
+    def _activate(self, net: Localizer, image: Tensor) -> Activation:
+        cast: AbstractContextManager[None] = nullcontext()
+        if self.precision == "bf16":
+            cast = torch.autocast(image.device.type, torch.bfloat16)
+        with cast:
+            return net.activate(image)
 
 
 def _select(cam: Tensor, channels: Tensor | None) -> Tensor:

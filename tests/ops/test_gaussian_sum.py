@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsss_afa.ops.gaussian_sum import gaussian_sum
+from wsss_afa.ops.gaussian_sum import _all_pairs, gaussian_sum
 
 
 def rand(*shape: int, seed: int) -> torch.Tensor:
@@ -19,10 +19,12 @@ def full_sum(features, values):
 
 @pytest.mark.parametrize("count", [1, 7, 300])
 @pytest.mark.parametrize("tile", [1, 8, 64, 1000])
-def test_equals_the_full_matrix(count, tile):
+@pytest.mark.parametrize("way", [gaussian_sum, _all_pairs])
+def test_equals_the_full_matrix(count, tile, way):
+    """With tiles, and as on a GPU."""
     features, values = 4 * rand(count, 5, seed=0), rand(count, 3, seed=1)
     torch.testing.assert_close(
-        gaussian_sum(features, values, tile).double(), full_sum(features, values), rtol=1e-5, atol=1e-6
+        way(features, values, tile).double(), full_sum(features, values), rtol=1e-5, atol=1e-6
     )
 
 

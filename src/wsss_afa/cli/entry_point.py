@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wsss_afa.cli.corrections import Known, check_options, overrides
 from wsss_afa.cli.help_page import help_page
 from wsss_afa.cli.messages import message
+from wsss_afa.cli.ranges import check_ranges
 from wsss_afa.cli.renamed import refuse_renamed
 from wsss_afa.cli.run_folder import release
 from wsss_afa.errors import UserError, printable
@@ -121,7 +122,9 @@ class Program:
             config = OmegaConf.to_container(cfg, resolve=True)
         except OmegaConfBaseException:  # one is missing, or is for the program to say
             return
-        if isinstance(config, dict) and "_target_" in str(config):
+        assert isinstance(config, dict)
+        check_ranges(config)
+        if "_target_" in str(config):
             from wsss_afa.methods.schema import check_parts  # takes torch's time
 
             others_repeat = sorted(config, key="trainer".__ne__)

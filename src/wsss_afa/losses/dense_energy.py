@@ -75,9 +75,11 @@ class DenseEnergyLoss(nn.Module):
         smooth = torch.zeros_like(maps.flatten(2).mT)  # (B, n, K)
         for one, pixels, values, within in zip(smooth, colour, maps, inside, strict=True):
             features = torch.cat([position, pixels.flatten(1).T / self.sigma_color], dim=1)  # (n, 5)
-            chosen = within.flatten().nonzero()[:, 0]
-            if len(chosen):
-                one[chosen] = self._sum(features[chosen], values.flatten(1).T[chosen])
+            flat = values.flatten(1).T
+            if maps.device.type != "cpu":  # a GPU would wait for the pixels to be counted
+                one.copy_(self._sum(features, flat))
+            elif len(chosen := within.flatten().nonzero()[:, 0]):
+                one[chosen] = self._sum(features[chosen], flat[chosen])
         return smooth.mT.reshape_as(maps)
 
     def _sum(self, features: Tensor, values: Tensor) -> Tensor:

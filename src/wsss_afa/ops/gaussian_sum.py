@@ -3,6 +3,7 @@
 The pixels are cut into tiles of near features, as a k-d tree does it: each part is halved along the feature
 in which it is widest. A pair of tiles whose bounding boxes are `REACH` standard deviations apart adds less
 than exp(−REACH²/2) a pixel, and is left out; the others are computed exactly, each for both of its tiles.
+That is for a CPU. A GPU would wait while pairs are chosen, so it computes all of them.
 
 Legend: n pixels, d features, K channels; T tiles of t pixels.
 """
@@ -27,6 +28,8 @@ def gaussian_sum(features: Tensor, values: Tensor, tile: int) -> Tensor:
         values: (n, K).
         tile: most pixels of a tile. Small tiles leave out more, large ones are computed in fewer steps.
     """
+    if values.device.type != "cpu":
+        return _all_pairs(features, values, tile)
     count, depth = len(values), max(0, math.ceil(math.log2(max(1, len(values)) / tile)))
     filling = -count % 2**depth
     features = torch.cat([features, features[-1:].expand(filling, -1)])
@@ -36,6 +39,14 @@ def gaussian_sum(features: Tensor, values: Tensor, tile: int) -> Tensor:
     sums = torch.empty_like(tiled).flatten(0, 1)
     sums[order.flatten()] = _sum_of_tiles(features[order], tiled).flatten(0, 1)
     return sums[:count]
+
+
+def _all_pairs(features: Tensor, values: Tensor, rows: int) -> Tensor:
+    """The sums over all pairs, of so many pixels at a time."""
+    features = features - features.mean(0)
+    minus, one = features.square().sum(-1, keepdim=True) / -2, torch.ones_like(features[:, :1])
+    query, key = torch.cat([features, minus, one], -1), torch.cat([features, one, minus], -1)
+    return torch.cat([(part @ key.T).exp_() @ values for part in torch.split(query, rows)])
 
 
 def _tiles(features: Tensor, depth: int) -> Tensor:
@@ -54,7 +65,7 @@ def _sum_of_tiles(features: Tensor, values: Tensor) -> Tensor:
     minus, one = features.square().sum(-1, keepdim=True) / -2, torch.ones_like(features[..., :1])
     query, key = torch.cat([features, minus, one], -1), torch.cat([features, one, minus], -1)
     near = _near(features)
-    columns = near.nonzero()[:, 1].split(near.sum(1).tolist())
+    columns = torch.split(near.nonzero()[:, 1], near.sum(1).tolist())
     sums, size = torch.zeros_like(values), features.shape[1]
     for i, own in enumerate(columns):  # of every tile those that come after it, itself first
         kernel = (query[i] @ key[own].flatten(0, 1).T).exp_()  # (t, m·t)

@@ -183,7 +183,6 @@ def all_of(lines: list[str]) -> UserError:
 
 
 def _rgb(image: Image.Image, upright: bool, name: object) -> NDArray[np.uint8]:
-    wide_colours = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()) if image.mode == "RGB")
     image.load()
     if upright:
         with suppress(Exception):  # most have no such tag, and broken tags raise what they like
@@ -199,11 +198,7 @@ def _rgb(image: Image.Image, upright: bool, name: object) -> NDArray[np.uint8]:
             )
             raise UserError(f"{problem}, and would be almost black: save it with 8 bits")
         image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
-    pixels = np.array(image.convert("RGB"))
-    if wide_colours and 0 < (highest := int(pixels.max())) < _LEAST_BRIGHT >> 8:  # the upper 8 bits are left
-        problem = f"{name} has pixels of 16 bits, none above {highest + 1 << 8}, and would be almost black"
-        raise UserError(f"{problem}: save it with 8 bits")
-    return pixels
+    return np.array(image.convert("RGB"))
 
 
 @contextmanager

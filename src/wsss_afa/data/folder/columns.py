@@ -11,11 +11,7 @@ FILE = (
     "file_path", "image_path", "name", "id",
 )  # fmt: skip
 TAGS = ("tags", "labels", "classes", "categories", "choices", "keywords")
-TAG = (
-    "tag", "label", "class", "category", "choice", "keyword", "class_name", "label_name", "labelname",
-    "category_name", "class_id", "classid", "label_id", "category_id",
-)  # fmt: skip
-CERTAINTY = ("confidence", "score", "probability", "prob", "conf")
+TAG = ("tag", "label", "class", "category", "choice", "keyword")
 SPLIT = ("split", "subset", "set", "partition")
 
 

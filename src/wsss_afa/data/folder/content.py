@@ -30,7 +30,6 @@ from wsss_afa.data.folder.photos import (
 )
 from wsss_afa.data.folder.records import read_text
 from wsss_afa.data.folder.split import stratified_split
-from wsss_afa.data.folder.split_lists import listed_splits
 from wsss_afa.data.folder.splits import folder_splits, split_of
 from wsss_afa.data.folder.tags import Row, Table
 from wsss_afa.data.folder.yolo import read_yolo
@@ -137,7 +136,7 @@ def read_folder(
     """
     root = Path(root).expanduser()
     photos = find_photos(root)
-    listed = _listed_classes(root)
+    listed = _listed_classes(root / "classes.txt")
     table = read_tables(root, labels, separator, listed) or read_yolo(root, photos)
     if table is None or not ignore_unlisted:
         refuse_masks(root, photos)
@@ -166,13 +165,10 @@ def read_folder(
     return replace(content, summary=_summarise(content, table.how, how))
 
 
-def _listed_classes(root: Path) -> tuple[str, ...]:
-    """The names in ``classes.txt``, however that is capitalised, without lines of comment."""
-    paths = sorted(path for path in root.iterdir() if path.name.lower() == "classes.txt" and path.is_file())
-    if len(paths) > 1:
-        raise UserError(f"{root} has {paths[0].name} and {paths[1].name}: delete one")
-    lines = [line for path in paths for line in read_text(path).splitlines()]
-    names = dict.fromkeys(tidy(line) for line in lines if not line.startswith("# "))
+def _listed_classes(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    names = dict.fromkeys(map(tidy, read_text(path).splitlines()))
     return tuple(name for name in names if name and not is_background(name))
 
 
@@ -221,14 +217,12 @@ def _find_masks(root: Path, photos: list[str], given: str | None) -> dict[str, P
 
 
 def _known_splits(root: Path, files: list[str], rows: list[Row]) -> tuple[list[str], str]:
-    """The splits that rows, folders or lists name, or train where none does, and how they were read."""
+    """The splits that rows or folders name, all of them train where none does, and how they were read."""
     stated, how = [row.split for row in rows], "by column"
     if all(stated):
         _refuse_contrary(root, files, stated)
     else:
         stated, _, how = folder_splits(root, files)
-    if not all(stated) and (lists := listed_splits(root, files)):
-        stated, how = lists
     if not all(stated):
         return ["train"] * len(files), ""
     if "train" not in stated:

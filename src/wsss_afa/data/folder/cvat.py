@@ -19,7 +19,7 @@ def is_cvat(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return b"<annotations>" in file.read(2000).replace(b"\0", b"")  # also of UTF-16
+            return b"<annotations>" in file.read(1000)
     except OSError:
         return False
 

@@ -44,7 +44,7 @@ def refuse_masks(root: Path, photos: Sequence[str]) -> None:
     look = cache(lambda folder: _hold_labels(root, folders[folder].values()))
     for folder, files in folders.items() if len(folders) > 1 else ():
         lossless = all(file.lower().endswith(_LOSSLESS) for file in files.values())
-        if (folder in called or lossless or _are_flat(root, files.values())) and look(folder):
+        if (folder in called or lossless) and look(folder):
             stems = {_SUFFIX.sub("", stem) for stem in files}
             for other in folders.keys() - called - {folder}:
                 if stems <= folders[other].keys() and (folder in called or not look(other)):
@@ -69,30 +69,9 @@ def _is_called(folder: str) -> bool:
 
 def _hold_labels(root: Path, files: Iterable[str]) -> bool:
     """Whether a few of the files are all images of labels: one channel, or few colours."""
-    return all(_holds_labels(root / file) for file in _some(files))
-
-
-def _some(files: Iterable[str]) -> set[str]:
     each = sorted(files)
-    return {each[i * (len(each) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}
-
-
-def _are_flat(root: Path, files: Iterable[str]) -> bool:
-    """Whether a few of the files are all grey and of two to four shades, as masks saved as JPEG are."""
-    return all(_is_flat(root / file) for file in _some(files))
-
-
-def _is_flat(path: Path) -> bool:
-    try:
-        with open_image(path) as image:
-            shades = image.convert("RGB").resize((64, 64), 0)
-    except Exception:  # it is refused elsewhere
-        return False
-    pixels = np.asarray(shades, np.int16).reshape(-1, 3)
-    if (pixels.max(1) - pixels.min(1)).max() > 8:
-        return False
-    counts = np.sort(np.bincount(pixels[:, 1] // 8, minlength=32))
-    return bool(counts[-4:].sum() > 0.97 * len(pixels) and counts[-1] < len(pixels))
+    chosen = {each[i * (len(each) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}
+    return all(_holds_labels(root / file) for file in chosen)
 
 
 def _holds_labels(path: Path) -> bool:

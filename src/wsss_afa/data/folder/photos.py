@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -21,11 +20,6 @@ from wsss_afa.data.own_output import is_own_output
 from wsss_afa.errors import UserError
 
 _NEED = "need labels.csv with a header `file,tags` (or data.labels), or a sub-folder for each class"
-_UNTAGGED = frozenset((
-    "unlabeled", "unlabelled", "untagged", "unannotated", "unsorted", "unclassified", "tolabel", "nolabel",
-    "nolabels", "notlabeled", "notlabelled", "tobelabeled",
-))  # fmt: skip
-"""What folders are called whose photos nobody has tagged."""
 _MAX_HINTS = 20
 _FOREIGN = (".heic", ".heif", ".cr2", ".nef", ".arw", ".dng")
 
@@ -153,9 +147,6 @@ def class_folders(root: Path, photos: list[str]) -> Table:
             raise UserError(f"{folder} has no image, need photos of its class: fill or delete it")
     rows = [Row(file, clean([part[level]]), "", file) for file, part in placed.items()]
     names = {part[level] for part in placed.values()}
-    if untagged := sorted(name for name in names if re.sub(r"[\W_\d]", "", name).lower() in _UNTAGGED):
-        problem = f"{root} has a folder {untagged[0]}, whose photos would be a class of that name"
-        raise UserError(f"{problem}: move it away, or add labels.csv and set data.ignore_unlisted=true")
     if nameless := [name for name in names if not tidy(name)]:
         raise UserError(f"{root} has a folder with the invisible name {nameless[0]!r}: rename it")
     if len(names) == 1 and all(len(part) > level + 2 for part in placed.values()):

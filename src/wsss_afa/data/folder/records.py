@@ -56,7 +56,7 @@ def csv_records(path: Path) -> list[Record]:
         UserError: There is no header, or a line does not fit it.
     """
     text, above = read_text(path), 0
-    if stated := re.match(r'"?sep=([;,|\t])"?\r?\n', text, re.IGNORECASE):  # Excel's own first line
+    if stated := re.match(r'"?sep=([;,|\t])"?\r?\n', text):  # Excel's own first line
         text, above = text[stated.end() :], 1
     mark = stated[1] if stated else max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)

@@ -10,11 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from wsss_afa.data.folder import records as forms
 from wsss_afa.data.folder.coco_tags import is_coco, read_coco
-from wsss_afa.data.folder.columns import CERTAINTY, FILE, SPLIT, TAG, TAGS, find_column
+from wsss_afa.data.folder.columns import FILE, SPLIT, TAG, TAGS, find_column
 from wsss_afa.data.folder.cvat import read_cvat
 from wsss_afa.data.folder.fiftyone import is_fiftyone, is_samples, read_fiftyone, read_samples
 from wsss_afa.data.folder.label_studio import is_short_form, is_tasks, read_short_form, read_tasks
@@ -130,13 +130,11 @@ def _table(path: Path, records: list[Record], separator: str | None, listed: Col
     tags = find_column(columns, TAGS + TAG)
     others = [each for each in columns if each not in (file, tags)]
     split, parts = _splits(path, records, others, hot=tags is None)
-    doubts = list[str]()
     if tags is None:
         classes = tuple(column for column in columns if column not in (file, split))
         how, names = "a 0-or-1 column per class", _hot_tags(path, records, columns, classes)
     else:
         classes, (how, names) = (), _named_tags(path, records, tags, separator, listed)
-        names, doubts = _certain(path, records, find_column(others, CERTAINTY), names)
     missing = Counter(name for own in names for name in own if is_missing(name))
     missing = Counter({name: count for name, count in missing.items() if name not in {*listed, *classes}})
     rows = [
@@ -148,7 +146,7 @@ def _table(path: Path, records: list[Record], separator: str | None, listed: Col
         )
         for record, own, part in zip(records, names, parts, strict=True)
     ]
-    doubts += [
+    doubts = [
         f"{path} says {name!r} for {count} images, read as no tag: list it in classes.txt if it is a class"
         for name, count in missing.items()
     ]
@@ -275,29 +273,10 @@ def _named_tags(
     singular = tidy(column).casefold() in TAG
     mark = find_separator(path, cells, separator, listed, whole=singular or len(cells) < len(records))
     names = [_tags(path, record, column, mark) for record in records]
-    if all({*own} == {"0", "1"} for own in names):  # of two classes; as names they would tell nothing apart
-        _refuse_flags(_at(path, records[0]), column)
     how = "one tag per image" if cells else "tags as lists"
     if mark and any(mark in cell.strip() for _, cell in cells):
         how = f"tags separated by {'blanks' if mark == ' ' else repr(mark)}"
     return how, names
-
-
-def _certain(
-    path: Path, records: list[Record], column: str | None, names: list[list[str]]
-) -> tuple[list[list[str]], list[str]]:
-    """Tags without those that are said to be there with a certainty of 0, and what to think of the others."""
-    if column is None:
-        return names, []
-    try:
-        certain = [float(str(values.get(column) or 0)) for _, values in records]
-    except ValueError:
-        return names, []
-    if not any(0 < value < 1 for value in certain):
-        doubts = []
-    else:
-        doubts = [f"{path} has a column {column!r}, all above 0 read as tags: leave out rows that are unsure"]
-    return [own if value else [] for own, value in zip(names, certain, strict=True)], doubts
 
 
 def _tags(path: Path, record: Record, column: str, mark: str) -> list[str]:
@@ -317,10 +296,6 @@ def _tags(path: Path, record: Record, column: str, mark: str) -> list[str]:
         problem = f"{_at(path, record)} has no list of names in {column!r} ({kind_of(value)})"
         raise UserError(f"{problem}: write one")
     if len(set(value)) < len(value) and all(str(name) in _ON_OFF for name in value):
-        _refuse_flags(_at(path, record), column)
+        problem = f"{_at(path, record)} has a 0 or 1 for each class in {column!r}"
+        raise UserError(f"{problem}, need names: write them, or a column for each class")
     return list(map(tidy, map(str, value)))
-
-
-def _refuse_flags(where: str, column: str) -> NoReturn:
-    problem = f"{where} has a 0 or 1 for each class in {column!r}"
-    raise UserError(f"{problem}, need names: write them, or a column for each class")

@@ -47,9 +47,7 @@ def test_colours_of_16_bits_that_hold_12_are_refused(tmp_path, suffix):
     cv2.imwrite(str(path), (ramp * 65535).astype(np.uint16))
     assert np.abs(read_image(path)[..., ::-1] - ramp * 255).max() <= 1
     cv2.imwrite(str(path), (ramp * 4095).astype(np.uint16))
-    with pytest.raises(
-        UserError, match=r"none above 4095, as if of 12 bits, and would be almost black: save"
-    ):
+    with pytest.raises(UserError, match=r"none above 4095, as if of 12 bits, and would be"):
         read_image(path)
 
 

@@ -20,6 +20,7 @@ _WORD = re.compile(
 _SUFFIX = re.compile(
     r"^masks?[\W_]+|[\s_.+-]+(?:masks?|labels?|gt|ground[\W_]?truth|seg(?:mentation)?|annotation|matte|trimap)[\W_\d]*$"
 )
+_USUAL = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")  # of masks that lie in a folder of any name
 _LOOKS = 5  # files of a folder that are opened
 
 
@@ -42,7 +43,8 @@ def refuse_masks(root: Path, photos: Sequence[str]) -> None:
     called = {folder for folder in folders if _is_called(folder)}
     look = cache(lambda folder: _hold_labels(root, folders[folder].values(), folder in called))
     for folder, files in folders.items() if len(folders) > 1 else ():
-        if look(folder):
+        usual = all(file.lower().endswith(_USUAL) for file in files.values())
+        if (folder in called or usual) and look(folder):
             stems = {_SUFFIX.sub("", stem) for stem in files}
             for other in folders.keys() - called - {folder}:
                 if stems <= folders[other].keys() and (folder in called or not look(other)):
@@ -75,7 +77,7 @@ def _hold_labels(root: Path, files: Iterable[str], called: bool = True) -> bool:
 def _holds_labels(path: Path, called: bool) -> bool:
     try:
         with open_image(path) as image:
-            blurred = image.format in ("JPEG", "WEBP")
+            blurred = image.format == "JPEG"
             if image.mode in ("1", "L", "P", "LA", "I;16") and (called or not blurred):
                 return True
             few = min(64, image.width * image.height // 4)

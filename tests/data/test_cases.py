@@ -212,6 +212,12 @@ READ = {
         CAT_DOG,
         1,
     ),
+    "texts beside photos that are called like lists": (
+        photos("test1", "train2")
+        | {"test1.txt": "0 .5 .5 .1 .1", "train2.txt": "1 .5 .5 .1 .1", "classes.txt": "cat\ndog"},
+        CAT_DOG,
+        0,
+    ),
     "lists of VOC": (
         csv("cat", "dog", "cat") | {"train.txt": "a\nb\n", "val.txt": "c", "trainval.txt": "a\nb\nc\n"},
         CAT_DOG,

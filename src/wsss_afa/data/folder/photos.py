@@ -230,7 +230,9 @@ def listed_splits(root: Path, photos: list[str]) -> dict[str, str]:
     Raises:
         UserError: A line means no photo, or a photo stands in lists of two splits.
     """
-    lists = {each: split_of(each.stem) for each in sorted(root.glob("*.[tT][xX][tT]")) if split_of(each.stem)}
+    labelled = {bare(photo) for photo in photos}  # whose text beside it is of that photo, as YOLO's is
+    texts = [each for each in sorted(root.glob("*.[tT][xX][tT]")) if each.stem not in labelled]
+    lists = {each: split for each in texts if (split := split_of(each.stem))}
     if "val" in lists.values():  # as in VOC, whose photos of trainval are in the others
         lists = {path: split for path, split in lists.items() if path.stem.lower() != "trainval"}
     by_name, found = group_by_name(photos) if lists else {}, dict[str, str]()

@@ -196,6 +196,12 @@ def test_cvat(tmp_path, shape):
     assert "annotations.xml, CVAT's form" in content.summary
 
 
+def test_cvat_in_utf_16(tmp_path):
+    photos(tmp_path, "images")
+    (tmp_path / "annotations.xml").write_text(cvat().replace("utf-8", "utf-16"), encoding="utf-16")
+    assert found(read_folder(tmp_path)) == TAGS
+
+
 def test_cvat_subsets_are_splits(tmp_path):
     photos(tmp_path)
     write(tmp_path, {"annotations.xml": cvat(subsets=["Train", "Train", "Validation", "Test"])})

@@ -207,6 +207,40 @@ READ = {
         CAT_DOG,
         0,
     ),
+    "lists of splits": (
+        csv("cat", "dog", "cat") | {"train.txt": "a.png\nb\n", "Test.TXT": "/elsewhere/images/c.png\n\n"},
+        CAT_DOG,
+        1,
+    ),
+    "texts beside photos that are called like lists": (
+        photos("test1", "train2")
+        | {"test1.txt": "0 .5 .5 .1 .1", "train2.txt": "1 .5 .5 .1 .1", "classes.txt": "cat\ndog"},
+        CAT_DOG,
+        0,
+    ),
+    "lists of VOC": (
+        csv("cat", "dog", "cat") | {"train.txt": "a\nb\n", "val.txt": "c", "trainval.txt": "a\nb\nc\n"},
+        CAT_DOG,
+        0,
+    ),
+    "a confidence of 0": (
+        csv("bird,0", "cat,1", "dog,1.0", header="ImageID,LabelName,Confidence"),
+        CAT_DOG,
+        0,
+    ),
+    "names beside numbers": (csv("0,cat", "1,dog", header="file,class_id,class_name"), CAT_DOG, 0),
+    "columns of several words": (csv("cat", "dog", header="Image Name,Class-Name"), CAT_DOG, 0),
+    "Excel's first line in capitals": (
+        csv("", "", "") | {"labels.csv": "SEP=;\r\nfile;tags\r\na;cat\r\nb;dog\r\nc;\r\n"},
+        CAT_DOG,
+        0,
+    ),
+    "Classes.txt with a comment": (
+        csv("dog", "cat", "") | {"Classes.txt": "# in the order of the paper\ndog\ncat\n"},
+        ("dog", "cat"),
+        0,
+    ),
+    "numbers of two classes": (photos(*"ab") | {"x.json": '{"a": [1, 0], "b": [1]}'}, ("0", "1"), 0),
     "grey images of equal names in classes": (
         photos(*(f"{k}/{i}" for k in "012" for i in range(3)), mode="L"),
         ("0", "1", "2"),
@@ -227,6 +261,33 @@ REFUSED = {
     "tests beside images": (
         csv("cat", "dog", names=["images/a", "test/b"]) | {"labels.csv": "file,tags\na.png,cat\nb.png,dog\n"},
         "of a split .*: move or rename, or add a column",
+    ),
+    "a photo in two lists": (
+        csv("cat", "dog") | {"train.txt": "a\nb", "val.txt": "a"},
+        r"val\.txt line 1 names a\.png, which is of train: delete",
+    ),
+    "a photo in no list": (csv("cat", "dog") | {"train.txt": "a"}, "has b in none of its lists of a split"),
+    "a list of others": (csv("cat", "dog") | {"train.txt": "a\nx1"}, r"line 2 names x1, which is no image"),
+    "a list against the column": (
+        csv("cat,train", "dog,val", header="file,tags,split") | {"train.txt": "a\nb"},
+        "says val, and another split's list names",
+    ),
+    "a table of a split beside another": (
+        csv("cat", "dog") | {"test.csv": "file,tags\nb,dog\n"},
+        "labels.csv and test.csv, need one tag file",
+    ),
+    "labelled and unlabelled": (
+        placed("labeled/cat", "labeled/dog", "unlabeled"),
+        "has a folder labeled, which is no class",
+    ),
+    "scores beside tags": (
+        csv("cat,0.3", "dog,1", header="file,tag,score"),
+        r"score '0\.3', need 0 or 1: keep the rows",
+    ),
+    "a vector of two": (photos(*"ab") | {"x.json": '{"a": [1, 0], "b": [0, 1]}'}, "a 0 or 1 for each class"),
+    "two lists of classes": (
+        csv("cat", "") | {"classes.txt": "cat", "Classes.txt": "cat"},
+        "need one: delete the other",
     ),
     "twins": (placed("alphabet_train/a", "alphabet_test/b"), "alphabet_test and alphabet_train, which look"),
     "the same sub-folders": (placed("my_train/cat", "extra/cat"), "my_train/cat and extra/cat, which look"),
@@ -265,6 +326,11 @@ REFUSED = {
     ),
     "masks in TIFF": (
         photos("x/a", "x/b", ending=".jpg") | photos("y/a", "y/b", mode="L", ending=".tif"),
+        "the folder y with the names of the photos in x",
+    ),
+    "masks in grey JPEG of any name": (
+        photos("x/a", "x/b", size=(64, 64), ending=".jpg")
+        | {f"y/{n}.jpg": np.kron(np.eye(8, dtype=np.uint8) * 255, np.ones((8, 8), np.uint8)) for n in "ab"},
         "the folder y with the names of the photos in x",
     ),
     "masks in JPEG": (
@@ -388,6 +454,13 @@ def test_answers_are_classes_only_with_a_warning(tmp_path, words):
     content = read_folder(tmp_path)
     assert len(content.class_names) == 2
     assert "call the column by that class, as in `id,cat`: 0 is then background" in content.doubts[0]
+
+
+def test_numbers_of_classes_are_classes_and_said(tmp_path):
+    write(tmp_path, csv("0", "1", "0", header="file,class_id"))
+    content = read_folder(tmp_path)
+    assert content.class_names == ("0", "1")
+    assert "has 0 and 1 in column 'class_id', read as classes" in content.doubts[0]
 
 
 def looked_through(root, **options):

@@ -1,5 +1,6 @@
 """Decoding: every colour mode to RGB in stored pixel order, and one line for what cannot be read."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +39,16 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         with pytest.raises(UserError, match=name) as error:
             read_image(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_that_hold_12_are_refused(tmp_path, suffix):
+    path, ramp = tmp_path / f"image.{suffix}", np.linspace(0, 1, 48).reshape(4, 4, 3)
+    cv2.imwrite(str(path), (ramp * 65535).astype(np.uint16))
+    assert np.abs(read_image(path)[..., ::-1] - ramp * 255).max() <= 1
+    cv2.imwrite(str(path), (ramp * 4095).astype(np.uint16))
+    with pytest.raises(UserError, match=r"none above 4095, as if of 12 bits, and would be"):
+        read_image(path)
 
 
 def test_mask_keeps_palette_values(tmp_path):

@@ -183,6 +183,7 @@ def all_of(lines: list[str]) -> UserError:
 
 
 def _rgb(image: Image.Image, upright: bool, name: object) -> NDArray[np.uint8]:
+    halved = ";16" in str([tile[3] for tile in getattr(image, "tile", ())])  # Pillow drops the lower 8 bits
     image.load()
     if upright:
         with suppress(Exception):  # most have no such tag, and broken tags raise what they like
@@ -192,13 +193,19 @@ def _rgb(image: Image.Image, upright: bool, name: object) -> NDArray[np.uint8]:
         raise UserError(f"{problem}, need 8 or 16 bits of one range: save it with 8 bits")
     if image.mode.startswith("I"):
         wide = np.array(image)
-        if 0 < (highest := int(wide.max())) < _LEAST_BRIGHT:
-            problem = (
-                f"{name} has pixels of 16 bits, none above {highest}, as if of {highest.bit_length()} bits"
-            )
-            raise UserError(f"{problem}, and would be almost black: save it with 8 bits")
-        image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+        _refuse_dark(int(wide.max()), name)
+        return np.array(Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB"))
+    pixels = np.array(image.convert("RGB"))
+    if halved and (brightest := int(pixels.max())):
+        _refuse_dark(brightest << 8 | 255, name)
+    return pixels
+
+
+def _refuse_dark(highest: int, name: object) -> None:
+    """Refuse 16 bits whose upper ones are never used; an image that is all black may be so."""
+    if 0 < highest < _LEAST_BRIGHT:
+        problem = f"{name} has pixels of 16 bits, none above {highest}, as if of {highest.bit_length()} bits"
+        raise UserError(f"{problem}, and would be almost black: save it with 8 bits")
 
 
 @contextmanager

@@ -24,17 +24,18 @@ from wsss_afa.data.folder.photos import (
     find_photo,
     find_photos,
     group_by_name,
+    listed_splits,
     match_rows,
     read_tables,
     walk_images,
 )
-from wsss_afa.data.folder.records import read_text
+from wsss_afa.data.folder.records import find_classes, read_classes
 from wsss_afa.data.folder.split import stratified_split
 from wsss_afa.data.folder.splits import folder_splits, split_of
-from wsss_afa.data.folder.tags import Row, Table
+from wsss_afa.data.folder.tags import Row, Table, clean
 from wsss_afa.data.folder.yolo import read_yolo
 from wsss_afa.data.images import all_of, read_image, read_mask, shrink
-from wsss_afa.data.names import is_background, look, tidy, told_apart
+from wsss_afa.data.names import look, told_apart
 from wsss_afa.errors import UserError, say
 from wsss_afa.types import IGNORE_INDEX, MAX_CLASSES, Sample
 
@@ -136,7 +137,7 @@ def read_folder(
     """
     root = Path(root).expanduser()
     photos = find_photos(root)
-    listed = _listed_classes(root / "classes.txt")
+    listed = clean(read_classes(find_classes(root)))
     table = read_tables(root, labels, separator, listed) or read_yolo(root, photos)
     if table is None or not ignore_unlisted:
         refuse_masks(root, photos)
@@ -148,7 +149,7 @@ def read_folder(
     tags = np.array([[name in rows[file].tags for name in names] for file in files], bool)
     tags = tags.reshape(len(files), len(names))
     truth = _find_masks(root, photos, masks)
-    splits, how = _known_splits(root, files, [rows[file] for file in files])
+    splits, how = _known_splits(root, files, [rows[file] for file in files], listed_splits(root, photos))
     _check_contrast(root, names, tags[np.array(splits) != "test"])
     if "val" not in splits:
         own = np.flatnonzero(np.array(splits) == "train")
@@ -163,13 +164,6 @@ def read_folder(
         how += f"stratified, seed {seed}"
     content = PhotoFolder(root, names, files, tags, splits, truth, "", table.doubts)
     return replace(content, summary=_summarise(content, table.how, how))
-
-
-def _listed_classes(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    names = dict.fromkeys(map(tidy, read_text(path).splitlines()))
-    return tuple(name for name in names if name and not is_background(name))
 
 
 def _class_names(root: Path, table: Table, listed: tuple[str, ...]) -> tuple[str, ...]:
@@ -216,9 +210,21 @@ def _find_masks(root: Path, photos: list[str], given: str | None) -> dict[str, P
     return masks
 
 
-def _known_splits(root: Path, files: list[str], rows: list[Row]) -> tuple[list[str], str]:
-    """The splits that rows or folders name, all of them train where none does, and how they were read."""
+def _known_splits(
+    root: Path, files: list[str], rows: list[Row], lists: dict[str, str]
+) -> tuple[list[str], str]:
+    """The splits that rows, lists or folders name, all train where none does, and how they were read."""
     stated, how = [row.split for row in rows], "by column"
+    if lists:
+        if other := next((row for row, file in zip(rows, files, strict=True) if file not in lists), None):
+            raise UserError(f"{root} has {other.file} in none of its lists of a split: add it to one")
+        contrary = [row for row, file in zip(rows, files, strict=True) if row.split not in ("", lists[file])]
+        if contrary:
+            problem = (
+                f"{contrary[0].where} says {contrary[0].split}, and another split's list names the photo"
+            )
+            raise UserError(f"{problem}: change either")
+        stated, how = [lists[file] for file in files], "by lists"
     if all(stated):
         _refuse_contrary(root, files, stated)
     else:

@@ -19,7 +19,7 @@ def is_cvat(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return b"<annotations>" in file.read(1000)
+            return b"<annotations>" in file.read(2000).replace(b"\0", b"")  # or UTF-16
     except OSError:
         return False
 

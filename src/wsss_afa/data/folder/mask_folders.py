@@ -20,7 +20,7 @@ _WORD = re.compile(
 _SUFFIX = re.compile(
     r"^masks?[\W_]+|[\s_.+-]+(?:masks?|labels?|gt|ground[\W_]?truth|seg(?:mentation)?|annotation|matte|trimap)[\W_\d]*$"
 )
-_LOSSLESS = (".png", ".tif", ".tiff", ".bmp")
+_USUAL = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")  # of masks that lie in a folder of any name
 _LOOKS = 5  # files of a folder that are opened
 
 
@@ -41,10 +41,10 @@ def refuse_masks(root: Path, photos: Sequence[str]) -> None:
             first, file = next(iter(own.items()))
             _refuse(root, f"{file} beside {files[first]}")
     called = {folder for folder in folders if _is_called(folder)}
-    look = cache(lambda folder: _hold_labels(root, folders[folder].values()))
+    look = cache(lambda folder: _hold_labels(root, folders[folder].values(), folder in called))
     for folder, files in folders.items() if len(folders) > 1 else ():
-        lossless = all(file.lower().endswith(_LOSSLESS) for file in files.values())
-        if (folder in called or lossless) and look(folder):
+        usual = all(file.lower().endswith(_USUAL) for file in files.values())
+        if (folder in called or usual) and look(folder):
             stems = {_SUFFIX.sub("", stem) for stem in files}
             for other in folders.keys() - called - {folder}:
                 if stems <= folders[other].keys() and (folder in called or not look(other)):
@@ -67,23 +67,25 @@ def _is_called(folder: str) -> bool:
     return any(_WORD.fullmatch(word) for word in words)
 
 
-def _hold_labels(root: Path, files: Iterable[str]) -> bool:
+def _hold_labels(root: Path, files: Iterable[str], called: bool = True) -> bool:
     """Whether a few of the files are all images of labels: one channel, or few colours."""
     each = sorted(files)
     chosen = {each[i * (len(each) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}
-    return all(_holds_labels(root / file) for file in chosen)
+    return all(_holds_labels(root / file, called) for file in chosen)
 
 
-def _holds_labels(path: Path) -> bool:
+def _holds_labels(path: Path, called: bool) -> bool:
     try:
         with open_image(path) as image:
-            if image.mode in ("1", "L", "P", "LA", "I;16"):
+            blurred = image.format == "JPEG"
+            if image.mode in ("1", "L", "P", "LA", "I;16") and (called or not blurred):
                 return True
             few = min(64, image.width * image.height // 4)
             pixels = np.asarray(image.convert("RGB").resize((64, 64), 0)).reshape(-1, 3)
-            if image.format == "JPEG":  # blurs edges: a few colours, nearly alike, have most pixels
-                counts = np.unique(pixels >> 6, axis=0, return_counts=True)[1]
-                return bool(np.sort(counts)[-4:].sum() > 0.9 * len(pixels))
+            if blurred:  # at edges: a few colours, or of grey a few shades, have most pixels
+                grey = bool((np.ptp(pixels, 1) < 4).all())
+                counts = np.unique(pixels >> (6 if called else 3), axis=0, return_counts=True)[1]
+                return (called or grey) and bool(np.sort(counts)[-4:].sum() > 0.9 * len(pixels))
     except Exception:  # it is told apart from others, and refused elsewhere
         return False
     return bool((pixels == pixels[:, :1]).all()) or len(np.unique(pixels, axis=0)) <= few

@@ -41,6 +41,6 @@ def _files(root: Path) -> Iterator[Path]:
 def _start(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(500).decode("utf-8", "replace").strip()
+            return file.read(1000).replace(b"\0", b"").decode("utf-8", "replace").strip()
     except OSError:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from wsss_afa.data.folder.cvat import is_cvat
 from wsss_afa.data.folder.label_studio import original_name, upload_name
 from wsss_afa.data.folder.other_tags import other_tags
-from wsss_afa.data.folder.records import IMAGE_SUFFIXES, TAG_SUFFIXES
+from wsss_afa.data.folder.records import IMAGE_SUFFIXES, TAG_SUFFIXES, read_text
 from wsss_afa.data.folder.splits import folder_splits, is_filler, split_of
 from wsss_afa.data.folder.tags import Row, Table, clean, read_tags
 from wsss_afa.data.images import all_of
@@ -20,6 +21,7 @@ from wsss_afa.data.own_output import is_own_output
 from wsss_afa.errors import UserError
 
 _NEED = "need labels.csv with a header `file,tags` (or data.labels), or a sub-folder for each class"
+_HALVES = re.compile(r"(un|non|not)?[\W_]*(label+ed|annotated|tagged|supervised)", re.IGNORECASE)
 _MAX_HINTS = 20
 _FOREIGN = (".heic", ".heif", ".cr2", ".nef", ".arw", ".dng")
 
@@ -113,11 +115,12 @@ def _tag_file(folder: Path) -> Path | None:
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     found = [path for path in files if path.suffix.lower() in TAG_SUFFIXES or is_cvat(path)]
     found = [path for path in found if path.name != "notes.json"]  # Label Studio's, beside labels of YOLO
-    named = [path for path in found if path.stem.lower() == "labels"] or found
-    if len(named) > 1:
-        both = f"{named[0].name} and {named[1].name}"
+    if any(path.stem.lower() == "labels" for path in found):  # others may be anything, but no lists of splits
+        found = [path for path in found if path.stem.lower() == "labels" or split_of(path.stem)]
+    if len(found) > 1:
+        both = f"{found[0].name} and {found[1].name}"
         raise UserError(f"{folder} has {both}, need one tag file: name it by data.labels")
-    return named[0] if named else None
+    return found[0] if found else None
 
 
 def class_folders(root: Path, photos: list[str]) -> Table:
@@ -149,6 +152,10 @@ def class_folders(root: Path, photos: list[str]) -> Table:
     names = {part[level] for part in placed.values()}
     if nameless := [name for name in names if not tidy(name)]:
         raise UserError(f"{root} has a folder with the invisible name {nameless[0]!r}: rename it")
+    halves = [name for name in sorted(names) if _HALVES.fullmatch(name)]
+    if len(names) > 1 and halves:
+        problem = f"{root} has a folder {halves[0]}, which is no class"
+        raise UserError(f"{problem}: move photos without tags away, and set data.root to those with tags")
     if len(names) == 1 and all(len(part) > level + 2 for part in placed.values()):
         only = root.joinpath(*next(iter(placed.values()))[: level + 1])
         raise UserError(
@@ -214,6 +221,31 @@ def _renamed(rows: Iterable[Row], by_name: dict[str, list[str]]) -> Iterator[Row
     for row in rows:
         name = tidy(PurePosixPath(bare(row.file)).name)
         yield row if name in by_name else row._replace(file=original_name(name, names))
+
+
+def listed_splits(root: Path, photos: list[str]) -> dict[str, str]:
+    """The split of each photo that ``train.txt``, ``val.txt`` or the like name, a photo in each line.
+
+    They lie beside the photos, or below ``ImageSets`` as VOC's do.
+
+    Raises:
+        UserError: A line means no photo, or a photo stands in lists of two splits.
+    """
+    labelled = {bare(photo) for photo in photos}  # whose text beside it is of that photo, as YOLO's is
+    texts = [*root.glob("*.[tT][xX][tT]"), *root.glob("ImageSets/*/*.txt")]
+    texts = [each for each in sorted(texts) if each.stem not in labelled]
+    lists = {each: split for each in texts if (split := split_of(each.stem))}
+    if "val" in lists.values():  # as in VOC, whose photos of trainval are in the others
+        lists = {path: split for path, split in lists.items() if path.stem.lower() != "trainval"}
+    by_name, found = group_by_name(photos) if lists else {}, dict[str, str]()
+    for path, split in lists.items():
+        for n, line in enumerate(read_text(path).splitlines(), 1):
+            if not (name := line.strip().replace("\\", "/")):
+                continue
+            file = find_photo(root, by_name, Row(name, (), "", f"{path} line {n}"))
+            if found.setdefault(file, split) != split:
+                raise UserError(f"{path} line {n} names {file}, which is of {found[file]}: delete either")
+    return found
 
 
 def group_by_name(photos: list[str]) -> dict[str, list[str]]:

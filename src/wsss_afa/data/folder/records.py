@@ -49,6 +49,20 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} line {line} is not UTF-8: save the file with that encoding") from error
 
 
+def find_classes(root: Path) -> Path | None:
+    """The file ``classes.txt`` of a folder, in whatever case; a UserError says that there are two."""
+    found = [each for each in sorted(root.iterdir()) if each.name.lower() == "classes.txt" and each.is_file()]
+    if len(found) > 1:
+        raise UserError(f"{root} has {found[0].name} and {found[1].name}, need one: delete the other")
+    return found[0] if found else None
+
+
+def read_classes(path: Path | None) -> list[str]:
+    """The lines of a list of classes; those that begin with ``#`` are comments, and empty here."""
+    lines = read_text(path).splitlines() if path else []
+    return ["" if line.startswith("#") else line for line in lines]
+
+
 def csv_records(path: Path) -> list[Record]:
     """Read a CSV with a header, separated by what the header has most of: comma, semicolon or tab.
 
@@ -56,7 +70,7 @@ def csv_records(path: Path) -> list[Record]:
         UserError: There is no header, or a line does not fit it.
     """
     text, above = read_text(path), 0
-    if stated := re.match(r'"?sep=([;,|\t])"?\r?\n', text):  # Excel's own first line
+    if stated := re.match(r'"?sep=([;,|\t])"?\r?\n', text, re.IGNORECASE):  # Excel's own first line
         text, above = text[stated.end() :], 1
     mark = stated[1] if stated else max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)

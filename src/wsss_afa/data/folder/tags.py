@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from wsss_afa.data.folder import records as forms
 from wsss_afa.data.folder.coco_tags import is_coco, read_coco
-from wsss_afa.data.folder.columns import FILE, SPLIT, TAG, TAGS, find_column
+from wsss_afa.data.folder.columns import CONFIDENCE, FILE, SPLIT, TAG, TAGS, find_column, plain
 from wsss_afa.data.folder.cvat import read_cvat
 from wsss_afa.data.folder.fiftyone import is_fiftyone, is_samples, read_fiftyone, read_samples
 from wsss_afa.data.folder.label_studio import is_short_form, is_tasks, read_short_form, read_tasks
@@ -135,6 +135,8 @@ def _table(path: Path, records: list[Record], separator: str | None, listed: Col
         how, names = "a 0-or-1 column per class", _hot_tags(path, records, columns, classes)
     else:
         classes, (how, names) = (), _named_tags(path, records, tags, separator, listed)
+        if sure := find_column(others, CONFIDENCE):
+            how, names = f"{how}, none where {sure!r} is 0", _confident(path, records, sure, names)
     missing = Counter(name for own in names for name in own if is_missing(name))
     missing = Counter({name: count for name, count in missing.items() if name not in {*listed, *classes}})
     rows = [
@@ -155,7 +157,7 @@ def _table(path: Path, records: list[Record], separator: str | None, listed: Col
         problem = f"{path} has {' and '.join(sorted(found))} in column {tags!r}, read as classes"
         remedy = f"call the column by that class, as in `{file},cat`: 0 is then background"
         doubts.append(f"{problem}: if they say whether a photo shows one class, {remedy}")
-    if tags is not None and tidy(tags).casefold() in TAG and all(len(own) < 2 for own in names):
+    if tags is not None and plain(tags) in TAG and all(len(own) < 2 for own in names):
         merged = _merged(rows)
         how = how if len(merged) == len(rows) else "a row for each photo and tag"
         rows = merged
@@ -270,9 +272,12 @@ def _named_tags(
 ) -> tuple[str, list[list[str]]]:
     values = [(where, record.get(column)) for where, record in records]
     cells = [(where, cell) for where, cell in values if isinstance(cell, str) and not looks_like_list(cell)]
-    singular = tidy(column).casefold() in TAG
+    singular = plain(column) in TAG
     mark = find_separator(path, cells, separator, listed, whole=singular or len(cells) < len(records))
     names = [_tags(path, record, column, mark) for record in records]
+    answers = all(name in _ON_OFF and name not in listed for own in names for name in own)
+    if answers and min(map(len, names)) == max(map(len, names)) > 1:
+        raise UserError(_vector(path, column))
     how = "one tag per image" if cells else "tags as lists"
     if mark and any(mark in cell.strip() for _, cell in cells):
         how = f"tags separated by {'blanks' if mark == ' ' else repr(mark)}"
@@ -296,6 +301,20 @@ def _tags(path: Path, record: Record, column: str, mark: str) -> list[str]:
         problem = f"{_at(path, record)} has no list of names in {column!r} ({kind_of(value)})"
         raise UserError(f"{problem}: write one")
     if len(set(value)) < len(value) and all(str(name) in _ON_OFF for name in value):
-        problem = f"{_at(path, record)} has a 0 or 1 for each class in {column!r}"
-        raise UserError(f"{problem}, need names: write them, or a column for each class")
+        raise UserError(_vector(_at(path, record), column))
     return list(map(tidy, map(str, value)))
+
+
+def _vector(where: object, column: str) -> str:
+    problem = f"{where} has a 0 or 1 for each class in {column!r}"
+    return f"{problem}, need names: write them, or a column for each class"
+
+
+def _confident(path: Path, records: list[Record], column: str, names: list[list[str]]) -> list[list[str]]:
+    """The tags of records that have a 1 in the column of confidence; 0 says that none is to be seen."""
+    sure = [_ON_OFF.get(_text(record, column)) for record in records]
+    if None in sure:
+        record = records[sure.index(None)]
+        problem = f"{_at(path, record)} has {column} {record[1].get(column)!r}, need 0 or 1"
+        raise UserError(f"{problem}: keep the rows that are sure enough and delete the column")
+    return [own if present else [] for own, present in zip(names, sure, strict=True)]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from omegaconf import OmegaConf
 
-from wsss_afa.data.folder.records import read_text
+from wsss_afa.data.folder.records import find_classes, read_classes, read_text
 from wsss_afa.data.folder.tags import Row, Table, clean
 from wsss_afa.errors import UserError
 
@@ -49,14 +49,15 @@ def _label_file(photo: str) -> str:
 
 def _name_files(root: Path) -> list[Path]:
     """Files that may hold the names of classes, the one that counts first."""
-    lists = [root / "obj.names", root / "classes.txt"]
-    return sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) + [path for path in lists if path.is_file()]
+    lists = [root / "obj.names", find_classes(root)]
+    found = [path for path in lists if path is not None and path.is_file()]
+    return sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) + found
 
 
 def _class_names(files: Sequence[Path]) -> list[str]:
     for path in files:
         if path.suffix not in (".yaml", ".yml"):
-            return read_text(path).split("\n")
+            return read_classes(path)
         try:
             content = OmegaConf.to_container(OmegaConf.create(read_text(path)))
         except Exception as error:  # of the parsers of two packages

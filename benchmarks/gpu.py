@@ -108,7 +108,7 @@ class Case(NamedTuple):
     crop: int | None = None
     """Side of a crop; None is that of the size."""
     method: str = "afa"
-    """Another one takes batch, crop and length of the run from its experiment, and its last phase is timed."""
+    """Another one takes batch, crop and length of the run from its experiment; its last phase is timed."""
     par: str = "plain"
     """PAR of torch alone (plain), of Triton (triton), or as `CompiledPAR` (compiled)."""
 
@@ -521,7 +521,10 @@ def measure_steps(size: Size, device: torch.device, case: Case) -> dict[str, Any
     assert trainer.global_step == steps
     counters = torch._dynamo.utils.counters
     return {
-        "phases": watch.phases, "crop": crop, "batch": count, "steps": sum(lengths),
+        "phases": watch.phases,
+        "crop": crop,
+        "batch": count,
+        "steps": sum(lengths),
         "hours": sum(p["seconds"] * length for p, length in zip(watch.phases, lengths, strict=True)) / 3600,
         "compiler": dict(counters["stats"]) | {"graph_breaks": sum(counters["graph_break"].values())},
     }
@@ -699,8 +702,8 @@ def _step_table(entries: list[dict[str, Any]]) -> list[str]:
         row, phases = entry["row"], entry["result"]["phases"]
         rows.append(
             (
-                row["name"], f"{entry['result']['batch']} × {entry['result']['crop']}", row["precision"], row["tf32"],
-                "yes" if row["compiled"] else "no", row["par"],
+                row["name"], f"{entry['result']['batch']} × {entry['result']['crop']}",
+                row["precision"], row["tf32"], "yes" if row["compiled"] else "no", row["par"],
                 " / ".join(_number(1e3 * phase["seconds"], 1) for phase in phases),
                 " / ".join(_number(phase["peak_gib"], 1) for phase in phases),
                 " / ".join(f"{phase['idle']:.0%}" if "idle" in phase else "" for phase in phases),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 import sys
 from argparse import Namespace
@@ -110,3 +112,30 @@ def test_parts_run_in_turn():
     options = Namespace(device="cpu", precision="float32", threads=1, rounds=2, cpu_time=False)
     assert set(timing.measure(parts, options)) == {"a", "b"}
     assert [name for name, last in zip(calls, [None, *calls], strict=False) if name != last] == list("abab")
+
+
+@pytest.fixture
+def gpu():
+    """The program for GPUs, imported here: the compiler that it reads from takes long, and warns."""
+    return importlib.import_module("gpu")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gpu_program_measures_a_method_in_its_last_phase(gpu, tmp_path, capsys):
+    file, only = tmp_path / "gpu.json", ["--device", "cpu", "--small", "--only", "more, bf16.*plain$"]
+    gpu.main([str(file), *only])
+    (part,) = json.loads(file.read_text())["parts"].values()
+    assert "error" not in part
+    assert part["result"]["steps"] == 20_000
+    assert len(part["result"]["phases"]) == 1
+    assert "| more | 2 × 128 | bf16-mixed |" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_gpu_program_says_what_it_had_no_time_for(gpu, tmp_path, capsys):
+    file, only = tmp_path / "gpu.json", ["--device", "cpu", "--small", "--only", "validation: protocol"]
+    gpu.main([str(file), *only, "--minutes", "0"])
+    first, *others = json.loads(file.read_text())["parts"].values()
+    assert "result" in first
+    assert {each["error"] for each in others} == {"skipped: no time left"}
+    assert "no time left" in capsys.readouterr().out

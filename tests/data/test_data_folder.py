@@ -185,6 +185,17 @@ def test_a_split_column_decides(tmp_path):
     assert [Path(file).stem for file in TaggedFolder(content, "val").files] == ["c", "d"]
 
 
+def test_lists_as_voc_has_them_decide(tmp_path):
+    lists = photos(tmp_path) / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (tmp_path / "labels.csv").write_text(joined(";"))
+    for name, own in {"train": "abd", "val": "e", "trainval": "abde", "test": "cf"}.items():
+        (lists / f"{name}.txt").write_text("".join(f"{each}\n" for each in own))
+    content = read_folder(tmp_path)
+    assert content.splits == ["train", "train", "test", "train", "val", "test"]
+    assert "by lists" in content.summary
+
+
 def test_a_class_list_settles_the_order(tmp_path):
     photos(tmp_path).joinpath("labels.csv").write_text(joined(";"))
     (tmp_path / "classes.txt").write_text("background\nhot dog\nzebra\ndog\ncat\n")

@@ -218,3 +218,10 @@ def test_a_tower_that_knows_colours_gives_right_masks(tags):
     (scores,) = method.eval().maps(batch, "static", ())
     found = best_class(scores, own_classes(torch.tensor([tags])))
     assert (found == mask * torch.tensor((1, *tags))[mask]).float().mean() > 0.97
+
+
+def test_each_phase_steps_in_mixed_precision(method, batch):
+    for phase in method.phases:
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = method.losses(batch, phase.first)
+        assert all(term.isfinite() for term in terms.values())

@@ -123,7 +123,7 @@ class ExCELNet(nn.Module):
         """
         side = encoded.side
         if guidance is not None:
-            side = torch.cat([side[:, :1], side[:, 1:] + guidance @ encoded.pull], dim=1)
+            side = torch.cat([side[:, :1], side[:, 1:] + guidance @ encoded.pull.to(guidance)], dim=1)
         return normalize_tokens(self.backbone.head(self.backbone.norm(side)))
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -52,9 +52,11 @@ class TuneTab:
                 continue
             picture = paint_label(labeller.read(place), labels[-1])
             panels.append(Panel(labeller.photos[place].name, picture))
-            done = "" if place == self.places[-1] else f"<p>{len(panels)} of {len(self.places)}…</p>"
-            names = legend(labels_in(labels), labeller.class_names)
-            yield done + names + figures(panels, _SIDE, "many"), command
+            yield f"<p>{len(panels)} of {len(self.places)}…</p>" + self._pictures(panels, labels), command
+        yield self._pictures(panels, labels), command
+
+    def _pictures(self, panels: Sequence[Panel], labels: Sequence[Any]) -> str:
+        return legend(labels_in(labels), self.session.labeller.class_names) + figures(panels, _SIDE, "many")
 
     def command_for(self, settings: Settings) -> str:
         """The call of ``pseudo_labels`` that does the same."""

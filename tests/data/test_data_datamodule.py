@@ -1,5 +1,7 @@
 """Data modules: the same keys from every set, and a run that resumes on the very next batch."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 
 from wsss_afa.data.coco import COCO_CLASSES, COCODataModule
+from wsss_afa.data.sampler import own_share
 from wsss_afa.data.synthetic import SyntheticDataModule
 from wsss_afa.data.voc import VOC_CLASSES, VOCDataModule
 from wsss_afa.errors import UserError
@@ -122,6 +125,13 @@ def test_validation_is_shared_without_duplicates(world_size):
         data.setup("validate")
         seen += [name for batch in data.val_dataloader() for name in batch["name"]]
     assert sorted(seen) == [f"val_{index:06d}" for index in range(5)]
+
+
+def test_more_processes_than_validation_images_are_refused():
+    place = SimpleNamespace(global_rank=0, world_size=6)
+    assert list(own_share(6, place, "validation images")) == [0]
+    with pytest.raises(UserError, match=r"^5 validation images for 6 processes.*raise data\.val_fraction"):
+        own_share(5, place, "validation images")
 
 
 def test_a_run_without_validation_asks_for_no_validation_images():

@@ -1,5 +1,6 @@
 """What tests share."""
 
+import logging
 import sys
 
 import pytest
@@ -8,6 +9,17 @@ import torch
 from untrained import save, scene_recipe, untrained
 
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _close_logs():
+    """Close what Hydra logs a program into, which it does not do when a program ends."""
+    yield
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, logging.FileHandler)]:
+        if handler.baseFilename.endswith(".log"):
+            root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture

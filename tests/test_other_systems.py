@@ -13,7 +13,8 @@ from wsss_afa.inference.predictor import find_device
 
 WITHOUT_UNIX = """
 import importlib, os, pathlib, pkgutil, signal, sys
-import hydra, lightning, matplotlib.pyplot, pandas, scipy.stats, timm, torchvision  # need them here, on Linux
+import gradio, hydra, lightning, matplotlib.pyplot, pandas, scipy.stats, timm, torchvision  # on Linux
+from huggingface_hub import interpreter_login
 
 names = ("fork", "forkpty", "uname", "getuid", "O_DIRECTORY", "sched_getaffinity", "mkfifo", "killpg")
 for name in names:

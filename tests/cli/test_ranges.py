@@ -14,7 +14,8 @@ WRONG = [
     "data.batch_size=0", "data.num_workers=-1", "optim.warmup_steps=-1", "seed=-1",
     "seed=99999999999", "trainer.accumulate_grad_batches=0", "trainer.gradient_clip_val=-1",
     "trainer.val_check_interval=0", "callbacks.pictures.num_images=-3", "patience=abc", "patience=null",
-    "patience=0", "compile=abc", "deterministic=3", "resume=3", "resume=[a]", "resume=true",
+    "patience=0", "method.weights.seg=-1", "compile=abc",
+    "deterministic=3", "resume=3", "resume=[a]", "resume=true",
 ]  # fmt: skip
 
 

@@ -263,7 +263,8 @@ def test_it_makes_labels_from_every_source(trained, program, tmp_path):
         assert {value for label in made for value in np.unique(label)} <= {0, 1, 2, 3, 255}
 
 
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch.export.load's own
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch.export's own
+@pytest.mark.filterwarnings("ignore:No complete tensor found in the group:UserWarning")  # likewise
 def test_its_file_runs_without_the_library(trained, program, tmp_path, monkeypatch):
     """Its graph gives the probabilities that the method gives.
 

@@ -33,6 +33,11 @@ def check_ranges(config: Mapping[Any, Any]) -> None:
         value = _at(config, name)
         if value is not None and _is_number(value) and value < least:
             raise UserError(f"{name}={value}, need {least} or more: set it anew")
+    weights = _at(config, "method.weights")
+    for name, weight in weights.items() if isinstance(weights, Mapping) else ():
+        factors = weight.values() if isinstance(weight, Mapping) else [weight]
+        if any(_is_number(factor) and factor < 0 for factor in factors):
+            raise UserError(f"method.weights.{name}={weight}, need 0 or more: set it anew")
     seed, interval = config.get("seed", 0), _at(config, "trainer.val_check_interval")
     if _is_number(seed) and seed >= 2**32:
         raise UserError(f"seed={seed}, need less than {2**32}: set a smaller one")

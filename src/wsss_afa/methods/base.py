@@ -109,9 +109,6 @@ class Method(L.LightningModule):
             raise UserError(f"method.phases={dict(phases)}: one phase has to begin at step 0: set it to 0")
         for name, weight in self.weights.items():
             self.check_phases(f"weights.{name}", weight)
-            values = weight.values() if isinstance(weight, Mapping) else [weight]
-            if any(value < 0 for value in values):
-                raise UserError(f"method.weights.{name}={weight}: a loss is not to grow: set 0 or more")
         self.mean, self.std = tuple(self.backbone.mean), tuple(self.backbone.std)
         self.protocol = MultiScaleSegmentation(mean=self.mean, std=self.std)
         self.average_precision, self.agreement = TagAveragePrecision(), TagAgreement(num_classes)

@@ -26,7 +26,7 @@ from wsss_afa.files import CONFIG_DIR
 from wsss_afa.inference.label_source import LabelSource, merge_labels
 from wsss_afa.inference.open_method import open_method
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.ops.metrics import SegmentationMetrics
 
 PRECISIONS = (None, "bf16")
 

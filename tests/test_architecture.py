@@ -23,7 +23,7 @@ SHARED = {
 }  # fmt: skip
 """Files of ``methods/`` that are of no method; what any other defines is its method's own."""
 
-GROUND = {"types", "errors", "files", "metrics", "__init__"}
+GROUND = {"types", "errors", "files", "__init__"}
 """Files in the root that are no commands."""
 COMMANDS = {Path(name).stem for name in FILES if "/" not in name} - GROUND
 """Each composes its settings, and then imports the file of ``programs/`` that does the work."""
@@ -31,20 +31,15 @@ LOWER = {
     "errors": set(),
     "files": set(),
     "types": {"errors"},
-    "metrics": {"types"},
     "ops": {"types", "errors"},
     "models": {"types", "errors", "files"},
     "losses": {"types", "errors", "ops"},
     "data": {"types", "errors", "files", "__init__"},
-    "methods": {"types", "errors", "files", "losses", "ops", "models", "data", "metrics"},
-    "reports": {"types", "errors", "files", "metrics", "data"},
+    "methods": {"types", "errors", "files", "losses", "ops", "models", "data"},
+    "reports": {"types", "errors", "files", "ops", "data"},
     "loggers": {"types", "errors", "files", "reports"},
-    "inference": {
-        "types", "errors", "files", "metrics", "methods", "ops", "data", "reports", "__init__",
-    },
-    "callbacks": {
-        "types", "errors", "files", "metrics", "methods", "ops", "data", "loggers", "reports", "__init__",
-    },
+    "inference": {"types", "errors", "files", "methods", "ops", "data", "reports", "__init__"},
+    "callbacks": {"types", "errors", "files", "methods", "ops", "data", "loggers", "reports", "__init__"},
     "cli": {"types", "errors", "files", "methods"},
 }  # fmt: skip
 """Of each folder, and each file of the ground, what it may import beside its own folder."""
@@ -120,7 +115,7 @@ def test_the_walk_sees_what_is_there():
 
 
 def test_the_root_holds_commands_and_the_ground():
-    assert sum("/" not in name for name in FILES) <= 17
+    assert sum("/" not in name for name in FILES) <= 16
     for command in COMMANDS:
         assert any(function.name == "main" for function in functions(TREES[f"{command}.py"])), command
     work = {Path(name).stem for name in FILES if room(name) == "programs"} - {"__init__"}
@@ -161,7 +156,7 @@ def test_frameworks_live_where_the_plan_has_them(package):
 
 def test_models_and_operators_know_tensors_alone():
     for name, tree in TREES.items():
-        if room(name) in ("models", "ops", "losses", "metrics"):
+        if room(name) in ("models", "ops", "losses"):
             assert not packages(tree) & {"lightning", "hydra", "omegaconf", "wandb", "PIL"}, name
 
 
@@ -232,7 +227,7 @@ def test_importing_the_core_prints_nothing_and_loads_no_framework():
     names = [
         f"wsss_afa.{name.removesuffix('.py').replace('/', '.')}"
         for name in FILES
-        if room(name) in ("models", "ops", "losses", "metrics") and "__init__" not in name
+        if room(name) in ("models", "ops", "losses") and "__init__" not in name
     ]
     code = (
         f"import sys, torch; threads = torch.get_num_threads()\nimport {', '.join(names)}\n"

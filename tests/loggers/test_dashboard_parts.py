@@ -21,9 +21,9 @@ from wsss_afa.loggers import dashboards as dashboard_screens
 from wsss_afa.loggers.dashboards import Screen, screens, tell
 from wsss_afa.loggers.wandb_run import RunFolderWandbLogger
 from wsss_afa.methods.afa.attention_points import Walk, attention_of, look
-from wsss_afa.metrics import describe_labels
 from wsss_afa.models.backbones.mix_transformer import attention_logits
 from wsss_afa.ops.labels import own_classes
+from wsss_afa.ops.metrics import describe_labels
 from wsss_afa.programs import train as work
 from wsss_afa.reports.visualize import Scene, confusion_figure, mark_point, paint_scene, to_pixels
 from wsss_afa.types import Activation, AffinityTokens, PseudoLabels

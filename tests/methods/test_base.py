@@ -18,7 +18,7 @@ from wsss_afa.inference.label_source import LabelSource
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.base import Method
 from wsss_afa.methods.optim import AdamWPoly
-from wsss_afa.metrics import titles
+from wsss_afa.ops.metrics import titles
 from wsss_afa.types import MEAN, STD, Batch
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You defined a `validation_step`")]

@@ -23,7 +23,7 @@ from two_processes import run_as_two
 from wsss_afa import evaluate
 from wsss_afa.callbacks.report import Shortlist, choose
 from wsss_afa.errors import UserError
-from wsss_afa.metrics import count_pairs
+from wsss_afa.ops.metrics import count_pairs
 from wsss_afa.reports.evaluation import (
     Evaluation,
     Shot,

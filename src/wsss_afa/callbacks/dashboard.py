@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from wsss_afa.loggers.dashboards import screens, step_of, tell
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import titles
+from wsss_afa.ops.metrics import titles
 from wsss_afa.reports.visualize import confusion_figure, to_pixels
 
 

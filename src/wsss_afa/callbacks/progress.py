@@ -25,7 +25,7 @@ from wsss_afa.callbacks.scores import Results
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.errors import say
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import RULES, rule_title, titles
+from wsss_afa.ops.metrics import RULES, rule_title, titles
 from wsss_afa.types import Phase
 
 SILENCE = 300.0

@@ -23,8 +23,8 @@ from wsss_afa.callbacks.pictures import panels
 from wsss_afa.errors import UserError, printable, say
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import COLUMNS, class_iou, count_pairs, rule_title, titles
 from wsss_afa.ops.images import to_rgb
+from wsss_afa.ops.metrics import COLUMNS, class_iou, count_pairs, rule_title, titles
 from wsss_afa.reports.evaluation import Evaluation, Shot, confusion_csv, read_history, render, shrink
 from wsss_afa.types import IGNORE_INDEX, Batch
 

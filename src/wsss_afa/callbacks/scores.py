@@ -16,7 +16,7 @@ from wsss_afa.callbacks.checkpoints import trains_segmentation
 from wsss_afa.errors import plain_console, printable, say
 from wsss_afa.files import write_whole
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import titles
+from wsss_afa.ops.metrics import titles
 
 
 class ValidateAtEnd(Callback):

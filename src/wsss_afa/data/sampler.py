@@ -67,9 +67,7 @@ class DrawSampler(Sampler[list[Draw]]):
         if seed < 0:
             raise UserError(f"data.seed is {seed}, need 0 or more: set seed=0, for example")
         parts = world_size * accumulation
-        if batch_size < 1:
-            raise UserError(f"data.batch_size is {batch_size}, need {parts} or more: change it")
-        if batch_size % parts:
+        if batch_size < 1 or batch_size % parts:
             share = f"{parts} ({world_size} processes × {accumulation} accumulated batches)"
             raise UserError(f"data.batch_size is {batch_size}, need a multiple of {share}: change it")
         self._length, self._batch_size, self._seed = length, batch_size, seed

@@ -26,7 +26,7 @@ from wsss_afa.errors import say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource
 from wsss_afa.inference.threshold_sweep import print_scores
-from wsss_afa.metrics import FOUND
+from wsss_afa.ops.metrics import FOUND
 from wsss_afa.reports.visualize import Panel, paint_label, picture_grid, save_figure
 from wsss_afa.types import Batch
 

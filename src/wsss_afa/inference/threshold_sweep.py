@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from wsss_afa.errors import UserError, say
 from wsss_afa.files import write_whole
 from wsss_afa.inference.label_source import LabelSource, merge_labels
-from wsss_afa.metrics import SegmentationMetrics
+from wsss_afa.ops.metrics import SegmentationMetrics
 from wsss_afa.reports.visualize import save_figure
 from wsss_afa.types import IGNORE_INDEX, Batch
 

@@ -19,8 +19,8 @@ from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
 from wsss_afa.methods.optim import AdamWPoly
 from wsss_afa.methods.towers import check_same, pin, towers, weights_of
-from wsss_afa.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision
 from wsss_afa.ops.cam import MultiScaleCAM
+from wsss_afa.ops.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import (
     IGNORE_INDEX,

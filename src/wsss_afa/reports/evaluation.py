@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from wsss_afa.metrics import class_iou
+from wsss_afa.ops.metrics import class_iou
 from wsss_afa.reports.log import read_log
 from wsss_afa.reports.visualize import Panel, confusion_figure, curve_figure, to_svg, voc_palette
 

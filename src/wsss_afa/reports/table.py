@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from wsss_afa.metrics import COLUMNS
+from wsss_afa.ops.metrics import COLUMNS
 from wsss_afa.reports.sweep import Run, Sweep, label
 
 SCORES = {**COLUMNS, "map": "mAP"}

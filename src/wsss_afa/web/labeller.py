@@ -18,7 +18,7 @@ from wsss_afa.data.images import read_image
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource, merge_labels
 from wsss_afa.inference.predictor import best_label
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import class_iou, count_pairs
+from wsss_afa.ops.metrics import class_iou, count_pairs
 from wsss_afa.ops.multi_scale import MultiScaleSegmentation
 from wsss_afa.types import Batch
 

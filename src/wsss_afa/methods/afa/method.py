@@ -15,9 +15,9 @@ from wsss_afa.methods.afa.attention_points import look
 from wsss_afa.methods.afa.network import AFANet, AFAOutput
 from wsss_afa.methods.afa.pseudo_labels import PseudoLabeler
 from wsss_afa.methods.base import Method
-from wsss_afa.metrics import describe_labels
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.images import to_rgb
+from wsss_afa.ops.metrics import describe_labels
 from wsss_afa.ops.par import PixelAdaptiveRefinement
 from wsss_afa.ops.random_walk import RandomWalkPropagation
 from wsss_afa.types import Batch, Evaluation, FeatureBackbone, Interpretation, PseudoLabels

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score
 
-import wsss_afa.metrics
-from wsss_afa.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision, describe_labels
+import wsss_afa.ops.metrics
+from wsss_afa.ops.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision, describe_labels
 from wsss_afa.types import PseudoLabels
 
 K = 5
@@ -155,7 +155,7 @@ def test_without_labelled_pairs_nothing_is_saturated():
 
 
 def test_example():
-    result = doctest.testmod(wsss_afa.metrics)
+    result = doctest.testmod(wsss_afa.ops.metrics)
     assert result.attempted > 0
     assert result.failed == 0
 

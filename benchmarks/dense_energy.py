@@ -23,6 +23,7 @@ from training_step import BASE, step_parts
 
 import wsss_afa.losses.dense_energy as dense_energy
 from wsss_afa.cli.memory import keep_freed_memory
+from wsss_afa.ops.gaussian_sum import all_pairs
 
 
 def pictures(options: Namespace) -> Tensor:
@@ -35,17 +36,6 @@ def pictures(options: Namespace) -> Tensor:
     files = sorted(options.photos.glob("*.jpg"))[: options.batch]
     cut = [ImageOps.fit(Image.open(file).convert("RGB"), shape) for file in files]
     return torch.stack([pil_to_tensor(each) for each in cut]) / 255
-
-
-def full_sum(features: Tensor, values: Tensor, tile: int) -> Tensor:
-    """`gaussian_sum` over all pairs, 1024 rows of the matrix at once."""
-    norms = features.square().sum(1) / 2
-    parts = zip(features.split(1024), norms.split(1024), strict=True)
-    rows = [
-        torch.addmm(-(norm[:, None] + norms), part, features.T).exp_() @ values
-        for part, norm in parts
-    ]  # fmt: skip
-    return torch.cat(rows)
 
 
 def energies(options: Namespace) -> dict[str, Run]:
@@ -62,7 +52,8 @@ def energies(options: Namespace) -> dict[str, Run]:
         return torch.autograd.grad(loss, logits)[0]
 
     def full() -> Tensor:
-        tiled, dense_energy.gaussian_sum = dense_energy.gaussian_sum, full_sum
+        tiled = dense_energy.gaussian_sum
+        dense_energy.gaussian_sum = lambda features, values, tile: all_pairs(features, values, 1024)
         try:
             return run("exact")
         finally:

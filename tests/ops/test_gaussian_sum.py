@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsss_afa.ops.gaussian_sum import _all_pairs, gaussian_sum
+from wsss_afa.ops.gaussian_sum import all_pairs, gaussian_sum
 
 
 def rand(*shape: int, seed: int) -> torch.Tensor:
@@ -19,7 +19,7 @@ def full_sum(features, values):
 
 @pytest.mark.parametrize("count", [1, 7, 300])
 @pytest.mark.parametrize("tile", [1, 8, 64, 1000])
-@pytest.mark.parametrize("way", [gaussian_sum, _all_pairs])
+@pytest.mark.parametrize("way", [gaussian_sum, all_pairs])
 def test_equals_the_full_matrix(count, tile, way):
     """With tiles, and as on a GPU."""
     features, values = 4 * rand(count, 5, seed=0), rand(count, 3, seed=1)

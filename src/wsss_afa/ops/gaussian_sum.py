@@ -29,7 +29,7 @@ def gaussian_sum(features: Tensor, values: Tensor, tile: int) -> Tensor:
         tile: most pixels of a tile. Small tiles leave out more, large ones are computed in fewer steps.
     """
     if values.device.type != "cpu":
-        return _all_pairs(features, values, tile)
+        return all_pairs(features, values, tile)
     count, depth = len(values), max(0, math.ceil(math.log2(max(1, len(values)) / tile)))
     filling = -count % 2**depth
     features = torch.cat([features, features[-1:].expand(filling, -1)])
@@ -41,8 +41,8 @@ def gaussian_sum(features: Tensor, values: Tensor, tile: int) -> Tensor:
     return sums[:count]
 
 
-def _all_pairs(features: Tensor, values: Tensor, rows: int) -> Tensor:
-    """The sums over all pairs, of so many pixels at a time."""
+def all_pairs(features: Tensor, values: Tensor, rows: int) -> Tensor:
+    """Return the same sums over all pairs, none left out, of so many ``rows``, pixels, at a time."""
     features = features - features.mean(0)
     minus, one = features.square().sum(-1, keepdim=True) / -2, torch.ones_like(features[:, :1])
     query, key = torch.cat([features, minus, one], -1), torch.cat([features, one, minus], -1)

@@ -374,3 +374,12 @@ def test_notebooks_are_pages(generator):
         assert f"## [{notebooks.title(path)}]({path.stem}.md)" in notebooks.index()
         assert f"]({path.name})" in notebooks.page(path)
         assert "````python\n" in notebooks.page(path)
+
+
+def test_tutorials_open_in_colab_where_the_repository_is_known(generator):
+    notebooks = generator["notebooks"]
+    (path, *_) = notebooks.paths()
+    assert "colab" not in notebooks.page(path).lower()
+    page = notebooks.page(path, "owner/name")
+    assert f"(https://colab.research.google.com/github/owner/name/blob/main/notebooks/{path.name})" in page
+    assert "%pip install 'wsss-afa[notebooks] @ git+https://github.com/owner/name'" in page

@@ -65,7 +65,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     texts |= {f"api/{name}.md": f"# {name}\n\n::: {name}\n" for name in pages.modules()}
     texts |= {"tutorials/index.md": notebooks.index()}
     for path in notebooks.paths():
-        texts[f"tutorials/{path.stem}.md"] = notebooks.page(path)
+        texts[f"tutorials/{path.stem}.md"] = notebooks.page(path, config.extra["repository"])
         files.append(File.generated(config, f"tutorials/{path.name}", abs_src_path=str(path)))
     for name, text in texts.items():
         files.append(File.generated(config, name, content=text))

@@ -18,6 +18,15 @@ from typing import Any
 from settings import ROOT
 
 RUN = "This page is `notebooks/{name}` ([download]({name})), with the pictures that it drew on one machine."
+COLAB = """
+[Open in Colab]({address}){{ .md-button }}
+
+There, run this in a cell of its own before the others:
+
+```python
+%pip install 'wsss-afa[notebooks] @ git+https://github.com/{repository}'
+```
+"""
 PICTURES = ROOT / "docs" / "assets" / "tutorials"
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -29,13 +38,22 @@ def paths() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def page(path: Path) -> str:
-    """Markdown of a notebook, with where to get it below its heading."""
+def page(path: Path, repository: str = "") -> str:
+    """Markdown of a notebook, with where to get it below its heading.
+
+    Args:
+        repository: The project's ``owner/name`` on GitHub, from where Colab opens notebooks; without it the
+            page does not mention Colab.
+    """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     parts = [_part(cell, picture(path, cell["id"])) for cell in cells]
     heading, _, rest = parts[0].partition("\n")
     text = "\n\n".join([rest.strip(), *parts[1:]]).replace(".ipynb)", ".md)")  # links to other notebooks
-    return "\n\n".join([heading, RUN.format(name=path.name), text]) + "\n"
+    where = RUN.format(name=path.name)
+    if repository:
+        address = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{path.name}"
+        where += "\n" + COLAB.format(address=address, repository=repository)
+    return "\n\n".join([heading, where, text]) + "\n"
 
 
 def picture(path: Path, cell: str) -> Path:

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cam_precision
 import clip_methods
 import dense_energy
+import images_per_second
 import scaling
 import timing
 import token_methods
@@ -93,6 +94,15 @@ def test_steps_on_a_frozen_clip_are_multiples_of_its_pass_and_labels_have_their_
     labels = found["clip_es"]
     assert {"GradCAM of 2, closed form", "GradCAM of 2, class by class", "label, source=static"} < set(labels)
     assert float(labels["label, source=walk"][1]) > float(labels["label, source=static"][1])
+
+
+def test_protocols_files_and_labels_have_their_pace(capsys):
+    images_per_second.main([*TINY, "--classes", "3"])
+    parts, labels = map(rows_of, capsys.readouterr().out.split("\nlabels, "))
+    assert parts["protocol=plain"][2] == "1.00"
+    assert {"protocol=afa", "CRF", "predict: all", "predict: all, with heat maps"} < set(parts)
+    assert float(labels["source=par"][3]) > 0
+    assert len(labels["source=affinity"]) == 2
 
 
 def test_growth_is_compared_with_the_first_value(capsys, monkeypatch):

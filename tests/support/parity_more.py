@@ -31,7 +31,7 @@ from wsss_afa.types import Batch
 
 REAL, LOSS, GRADIENT, TRAINED = 1e-5, 1e-5, 1e-4, 2e-4
 """Of real values, losses, gradient norms, and five steps with the norms after them."""
-NOISE = 2e-3
+NOISE = 1e-3
 """Of norms of ``qkv.bias`` after training: soft-max ignores its key part, and AdamW scales rounding up."""
 CONF = Path(__file__).parents[2] / "conf"
 TERMS = {"cls": "cls", "aux": "cls_aux", "tokens": "tokens", "ptc": "ptc", "cle": "cle", "une": "une",

@@ -4,6 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
+# pip compiles nothing: what is imported is compiled once and kept, even where a container's setting forbids it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check parity bench soak docs clean
 

@@ -181,7 +181,7 @@ def test_class_scores_and_heat_maps_see_a_large_image_at_once():
     rgb, label = scene(300, 500)
     predictor = painter(sizes=Sizes(tile=100, overlap=20))
     prediction = predictor(rgb)
-    assert predictor.method.net.sizes[-1] == (60, 100)
+    assert (60, 100) in predictor.method.net.sizes
     assert np.array_equal(prediction.label, label)
     heat = prediction.cam("red")
     assert heat.shape == (300, 500)

@@ -228,6 +228,20 @@ def test_a_checkpoint_rebuilds_the_method(trained):
         assert torch.equal(value, state[f"net.{key}"]), (name, key)
 
 
+@torch.no_grad()
+def test_one_pass_answers_what_two_do(trained):
+    _, folder, _ = trained
+    method = load(folder / "checkpoints" / "last.ckpt").eval()
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    scores, logits = method.classify(image), method.segment(image)
+    passes = []
+    first = next(each for each in method.backbone.modules() if isinstance(each, torch.nn.Conv2d))
+    first.register_forward_hook(lambda *_: passes.append(1))
+    found = method.answer(image)
+    torch.testing.assert_close(found, (scores, logits))
+    assert len(passes) == 1
+
+
 def test_it_is_evaluated(trained, program, tmp_path):
     """An evaluation of the last checkpoint has the scores of the last validation, if there was one."""
     name, folder, _ = trained

@@ -150,9 +150,9 @@ class Predictor:
         view = shrink(work, self.sizes.tile)
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                probabilities = self._segment(work, labels)
+                logits, probabilities = self._pass(work, view, labels)
                 label = best_label(probabilities, labels, rgb.shape[:2])
-                scores = self.method.classify(self._normalise(view))[0].sigmoid().cpu().numpy()
+                scores = logits[0].sigmoid().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
@@ -187,13 +187,26 @@ class Predictor:
             raise UserError(f"{what}, need uint8 RGB pixels (H, W, 3): convert it")
         return "image", rgb
 
-    def _segment(self, rgb: NDArray[np.uint8], labels: Sequence[int]) -> Tensor:
+    def _pass(
+        self, rgb: NDArray[np.uint8], view: NDArray[np.uint8], labels: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits (1, C) of the view, and probabilities (G, h, w) of the image.
+
+        One pass gives both, but for an image that is passed in tiles, or at other sizes than its own.
+        """
+        image, size = self._normalise(rgb), rgb.shape[:2]
         if self.protocol.whole:
-            whole: Tensor = self.protocol(self.method, self._normalise(rgb))
-            return whole[0, list(labels)]
+            whole: Tensor = self.protocol(self.method, image)
+            return self.method.classify(self._normalise(view)), whole[0, list(labels)]
+        known = None
+        if view.shape == rgb.shape and size in self.protocol.sizes(size):
+            logits, segments = self.method.answer(image)
+            known = segments[:, list(labels)]
+        else:
+            logits = self.method.classify(self._normalise(view))
         net = TiledNet(self.method, self.grid, self.sizes.tile, self.sizes.overlap, labels)
-        probabilities: Tensor = self.protocol(net, self._normalise(rgb))
-        return probabilities[0]
+        probabilities: Tensor = self.protocol(net, image, known)
+        return logits, probabilities[0]
 
     @torch.inference_mode()
     def _activate(self, rgb: NDArray[np.uint8], classes: Sequence[int]) -> Tensor:

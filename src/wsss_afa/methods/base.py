@@ -131,12 +131,16 @@ class Method(L.LightningModule):
         """Segmentation logits (B, K, h, w), on any grid."""
         return cast(Network, self.net).segment(image)
 
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What `classify` and `segment` give; a method says by overriding it how one pass yields both."""
+        return self.classify(image), self.segment(image)
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """Class and segmentation logits, and labels of the sources in `scored`.
 
         The first of these is what the segmentation is held against where there are no masks.
         """
-        return Evaluation(self.classify(batch["image"]), self.segment(batch["image"]), {})
+        return Evaluation(*self.answer(batch["image"]), {})
 
     def maps(self, batch: Batch, source: str, backgrounds: Sequence[float]) -> list[Tensor]:
         """Scores that labels are made of: for each background score (B, G, H, W), at least 0.

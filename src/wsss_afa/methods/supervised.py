@@ -12,7 +12,7 @@ from wsss_afa.losses.segmentation import pixel_cross_entropy
 from wsss_afa.methods.base import Method
 from wsss_afa.models.decoders import MLPDecoder
 from wsss_afa.ops.cam import MultiScaleCAM
-from wsss_afa.types import Activation, AffinityTokens, Batch, Evaluation, FeatureBackbone
+from wsss_afa.types import Activation, AffinityTokens, Batch, FeatureBackbone
 
 
 class SegmentationNet(nn.Module):
@@ -78,7 +78,7 @@ class Supervised(Method):
         logits = self.segment(batch["image"])
         return {"seg": pixel_cross_entropy(logits, batch["mask"], self.shared_counts)}
 
-    def evaluate(self, batch: Batch) -> Evaluation:
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class and segmentation logits of one pass."""
-        logits = self.segment(batch["image"])
-        return Evaluation(class_lead(logits).amax((-2, -1)), logits, {})
+        logits = self.segment(image)
+        return class_lead(logits).amax((-2, -1)), logits

@@ -66,11 +66,17 @@ class TwoLevelMethod(Method):
             terms["reg"] = self.dense_energy(logits, rgb, label, batch["valid_box"])
         return terms
 
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class and segmentation logits of one pass of the backbone."""
+        return self._logits(self._net.encode(image))
+
+    def _logits(self, own: Levels) -> tuple[Tensor, Tensor]:
+        return self._net.class_logits(own)[0], self._net.decoder([own.last])
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """Logits of one pass, and labels of both maps."""
         own = self._net.encode(batch["image"])
-        labels = self.map_labels(batch, own)
-        return Evaluation(self._net.class_logits(own)[0], self._net.decoder([own.last]), labels)
+        return Evaluation(*self._logits(own), self.map_labels(batch, own))
 
     def map_labels(self, batch: Batch, own: Levels) -> dict[str, Tensor]:
         """Labels (B, H, W) of what is `scored`, by the images' tags."""

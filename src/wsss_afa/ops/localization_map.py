@@ -24,11 +24,8 @@ class LocalizingNet(Protocol):
     def localize(self, image: Tensor) -> Activation:
         """Raw localization maps (B, C, h, w) of a normalised image (B, 3, H, W)."""
 
-    def classify(self, image: Tensor) -> Tensor:
-        """Class logits (B, C)."""
-
-    def segment(self, image: Tensor) -> Tensor:
-        """Segmentation logits (B, K, h, w)."""
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (B, C) and segmentation logits (B, K, h, w)."""
 
 
 class Localized:
@@ -92,8 +89,8 @@ class LocalizationSegmentation(MultiScaleSegmentation):
 
     def classes(self, net: LocalizingNet, image: Tensor) -> Tensor:
         """Classes (B, C) bool that the images are said to have."""
-        best = net.segment(image).argmax(1).flatten(1)  # (B, n)
-        logits = net.classify(image)
+        logits, segments = net.answer(image)
+        best = segments.argmax(1).flatten(1)  # (B, n)
         ids = torch.arange(1, logits.shape[1] + 1, device=image.device)
         shown = (best[:, :, None] == ids).sum(1) >= self.min_cells
         first, other = (logits > 0, shown) if self.predicted == "classifier" else (shown, logits > 0)

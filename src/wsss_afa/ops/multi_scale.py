@@ -78,9 +78,9 @@ class MultiScaleSegmentation(nn.Module):
         self.size = None if size is None else tuple(size)
         self.mean, self.std = tuple(mean), tuple(std)
 
-    def forward(self, net: Segmenter, image: Tensor) -> Tensor:
-        """Return the probabilities (B, K, H, W) of an image (B, 3, H, W), after the CRF if there is one."""
-        probabilities = self.probabilities(net, image)
+    def forward(self, net: Segmenter, image: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return the probabilities (B, K, H, W) as `probabilities` does, after the CRF if there is one."""
+        probabilities = self.probabilities(net, image, known)
         return probabilities if self.crf is None else self.refine(image, probabilities)
 
     @torch.no_grad()

@@ -119,6 +119,11 @@ class AFA(Method):
             self.log_dict({f"train/{name}": share for name, share in shares.items()})
         return terms
 
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class and segmentation logits of one pass of the backbone."""
+        features = self.net.backbone(image).features
+        return self.net.class_logits(features[-1]), self.net.decoder(features)
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """One pass; the activation map and the propagated map are labelled, too."""
         output: AFAOutput = self.net(batch["image"])

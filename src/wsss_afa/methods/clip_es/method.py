@@ -63,8 +63,13 @@ class CLIPES(CLIPMethod):
 
     def segment(self, image: Tensor) -> Tensor:
         """Logarithms of scores (B, K, h, w) of background and the classes that CLIP sees."""
+        return self.answer(image)[1]
+
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What CLIP sees, and the scores, of one pass."""
         encoded = self.net.encode(image, self.layers)
-        return self.segmentation(encoded, self.net.leads(encoded))
+        leads = self.net.leads(encoded)
+        return leads, self.segmentation(encoded, leads)
 
     @torch.no_grad()
     def segmentation(self, encoded: Encoded, leads: Tensor) -> Tensor:

@@ -118,6 +118,11 @@ class ExCEL(Method):
         """A label with padding ignored, unless padding is to be labelled."""
         return label if self.label_padding else ignore_outside(label, batch["valid_box"])
 
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class and segmentation logits of one pass of the tower."""
+        encoded = self.net.encode(image)
+        return self.net.class_logits(encoded), self.net.decoder(self.net.fuse(encoded))
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """Logits of one pass of the resized images, and labels of the source that is scored."""
         (source,) = self.scored

@@ -151,6 +151,11 @@ class WeCLIP(CLIPMethod):
             for logits, label in zip(passed.logits, reversed(best), strict=True)
         ]
 
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Class and segmentation logits of one pass of the towers."""
+        passed = self.net.run(image)
+        return self.net.leads(passed.encoded), passed.segmentation
+
     def evaluate(self, batch: Batch) -> Evaluation:
         """Logits of one pass, and labels of the source that is scored, by the images' tags."""
         (source,) = self.scored

@@ -89,7 +89,8 @@ def reference_pairs(setting: Setting) -> dict[str, tuple[Run, Run]]:
     coarse = torch.rand(1, 3, *tokens.grid)
     dilations = sorted({max(abs(dy), abs(dx)) for dy, dx in par.offsets})
     of_cam = (lambda one: net.activate(one[None]).cam[0], image[0], cam.scales, cam.mirror)
-    of_head = (tokens.queries, tokens.keys, head.weight, head.bias)
+    queries, keys = ([each.float() for each in kind] for kind in (tokens.queries, tokens.keys))
+    of_head = (queries, keys, head.weight, head.bias)
     of_walk = (coarse[0], affinity[0], walk.radius, walk.power, walk.num_log_steps)
     return {
         "multi-scale CAM": (lambda: cam(net, image), lambda: reference.multi_scale_cam(*of_cam)),

@@ -67,10 +67,11 @@ class PixelAdaptiveRefinement(nn.Module):
                 image: its border is replicated instead of the canvas's. None: the whole canvas.
         """
         image, maps = (x if x.dtype == torch.float64 else x.float() for x in (image, maps))
-        weights = torch.split(self.kernel(image, extent), 1, dim=1)  # P of (B, 1, H, W)
+        border = self._border(image, extent)
+        weights = torch.split(self._weigh(image, border), 1, dim=1)  # P of (B, 1, H, W)
         maps = maps.clone()
         for _ in range(self.num_iter):
-            neighbours = self._neighbours(maps, extent)  # of a copy
+            neighbours = self._neighbours(maps, border)  # of a copy
             maps = torch.zeros_like(maps) if maps.requires_grad else maps.zero_()
             for weight, neighbour in zip(weights, neighbours, strict=True):
                 maps.addcmul_(weight, neighbour)
@@ -79,10 +80,14 @@ class PixelAdaptiveRefinement(nn.Module):
     @torch.no_grad()
     def kernel(self, image: Tensor, extent: Tensor | None = None) -> Tensor:
         """Weights of the P neighbours of each pixel, (B, P, H, W); they sum to 1 + ``position_weight``."""
+        return self._weigh(image, self._border(image, extent))
+
+    @torch.no_grad()
+    def _weigh(self, image: Tensor, border: Tensor | None) -> Tensor:
         count = len(self.offsets)
         weights = image.new_zeros(image.shape[0], count, *image.shape[-2:])
         for channel in torch.split(image, 1, dim=1):  # (B, 1, H, W)
-            neighbours = self._neighbours(channel, extent)
+            neighbours = self._neighbours(channel, border)
             mean, variance, difference = torch.zeros_like(channel), torch.zeros_like(channel), channel.clone()
             for neighbour in neighbours:
                 mean += neighbour
@@ -98,23 +103,29 @@ class PixelAdaptiveRefinement(nn.Module):
         weights /= weights.sum(1, keepdim=True)
         return weights.add_(self.position_kernel.to(image)[:, None, None])
 
-    def _neighbours(self, maps: Tensor, extent: Tensor | None) -> list[Tensor]:
+    def _border(self, image: Tensor, extent: Tensor | None) -> Tensor | None:
+        """Where each pixel of the padded canvas is read, as positions (B, 1, H'·W') of the canvas.
+
+        None without an extent: torch pads faster than it gathers.
+        """
+        if extent is None:
+            return None
+        near = []
+        for axis in (0, 1):
+            position = torch.arange(-self.reach, image.shape[2 + axis] + self.reach, device=image.device)
+            near.append(torch.minimum(position.clamp(min=0), extent[:, axis, None] - 1))  # (B, H') or (B, W')
+        rows, columns = near
+        return (rows[:, :, None] * image.shape[-1] + columns[:, None, :]).flatten(1)[:, None]
+
+    def _neighbours(self, maps: Tensor, border: Tensor | None) -> list[Tensor]:
         """Views of a copy of ``maps`` shifted by every offset, borders replicated."""
         (height, width), reach = maps.shape[-2:], self.reach
-        padded = _replicate(maps, reach, extent)
+        if border is None:
+            padded = F.pad(maps, (reach,) * 4, mode="replicate")
+        else:
+            gathered = maps.flatten(2).gather(2, border.expand(-1, maps.shape[1], -1))
+            padded = gathered.unflatten(2, (height + 2 * reach, width + 2 * reach))
         return [
             padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
             for dy, dx in self.offsets
         ]
-
-
-def _replicate(maps: Tensor, reach: int, extent: Tensor | None) -> Tensor:
-    """Pad (B, G, H, W) by ``reach`` on each side with the nearest pixel inside ``extent``."""
-    if extent is None:
-        return F.pad(maps, (reach,) * 4, mode="replicate")
-    for axis in (2, 3):
-        position = torch.arange(-reach, maps.shape[axis] + reach, device=maps.device)
-        inside = torch.minimum(position.clamp(min=0), extent[:, axis - 2, None] - 1)  # (B, H + 2·reach)
-        index = inside[:, None, :, None] if axis == 2 else inside[:, None, None, :]
-        maps = maps.take_along_dim(index, axis)
-    return maps

@@ -124,7 +124,7 @@ class PixelAdaptiveRefinement(nn.Module):
             padded = F.pad(maps, (reach,) * 4, mode="replicate")
         else:
             gathered = maps.flatten(2).gather(2, border.expand(-1, maps.shape[1], -1))
-            padded = gathered.unflatten(2, (height + 2 * reach, width + 2 * reach))
+            padded = gathered.view(*maps.shape[:2], height + 2 * reach, width + 2 * reach)
         return [
             padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
             for dy, dx in self.offsets

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
-from wsss_afa.ops.images import resize, scaled_size
+from wsss_afa.ops.images import check_scales, resize, scaled_size
 from wsss_afa.types import Activation
 
 
@@ -47,7 +47,7 @@ class MultiScaleCAM(nn.Module):
             leaves the precision to the Trainer. Maps are merged in float32.
 
     Raises:
-        UserError: No scale is given, or one that is not above 0, or the precision is not known.
+        UserError: No scale is given, or one that `check_scales` refuses, or the precision is not known.
     """
 
     def __init__(
@@ -58,8 +58,7 @@ class MultiScaleCAM(nn.Module):
         super().__init__()
         if precision not in (None, "bf16"):
             raise UserError(f"cam.precision={precision} is not known; need bf16, or null for the Trainer's")
-        if not scales or min(scales) <= 0:
-            raise UserError(f"scales={list(scales)}: need one or more positive factors, such as [1.0, 0.5]")
+        check_scales("cam.scales", scales)
         self.scales = tuple(scales)
         self.mirror, self.rectify, self.precision = mirror, rectify, precision
 

@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss_afa.errors import UserError
+
+_MAX_SCALE = 16  # a mistyped factor would ask for terabytes
+
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (B, G, h, w) to ``size`` (H, W); images as well."""
@@ -18,6 +22,15 @@ def scaled_size(size: Sequence[int], factor: float) -> tuple[int, int]:
     """Sides (H, W) times the factor, cut to whole pixels, of which there is one at least."""
     height, width = (max(1, int(factor * side)) for side in size)
     return height, width
+
+
+def check_scales(name: str, scales: Sequence[float]) -> None:
+    """Raise a UserError, with the setting's name, for no scales or one outside (0, 16]."""
+    if not scales or not all(0 < scale <= _MAX_SCALE for scale in scales):
+        given = f"{name}={list(scales)}"
+        raise UserError(
+            f"{given}: need one or more factors above 0 and up to {_MAX_SCALE}, such as [1.0, 0.5]"
+        )
 
 
 def to_rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.ops.dense_crf import DenseCRF
-from wsss_afa.ops.images import resize, scaled_size
+from wsss_afa.ops.images import check_scales, resize, scaled_size
 from wsss_afa.types import MEAN, STD
 
 
@@ -57,9 +57,7 @@ class MultiScaleSegmentation(nn.Module):
         merged_at: str = "image", stepwise: bool = False,
     ):  # fmt: skip
         super().__init__()
-        if not scales or min(scales) <= 0:
-            given = f"protocol.scales={list(scales)}"
-            raise UserError(f"{given}: need one or more positive factors, such as [1.0, 0.5]")
+        check_scales("protocol.scales", scales)
         for key, value, known in (
             ("fusion", fusion, ("max", "sum", "mean", "mean_logits")),
             ("mirror_fusion", mirror_fusion, ("max", "sum", "mean")),

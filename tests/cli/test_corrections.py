@@ -103,6 +103,10 @@ def test_nothing_is_offered_that_would_not_help(words):
         (["+protocol=afa"], "protocol is no choice of train; it is a choice of app, evaluate, predict, "),
         (["+foo=1"], "foo is no setting of this run; --help lists those there are"),
         (["source=photos"], "source is no setting of train; it is one of predict, pseudo_labels"),
+        (
+            ["data=voc", "data.val_images=3"],
+            "data.val_images is no setting of data=voc; leave it out",
+        ),
         (["--config-dir=nowhere"], "--config-dir=nowhere: no such folder"),
         (["--experimental=demo"], "--experimental=demo is no option: settings have no dashes; --help lists"),
         (["-m", "seed=0,1", "--cfg", "job"], "Only one of --run, --multirun"),

@@ -99,7 +99,11 @@ class Known:
         near = self.nearest(name)
         if near is not None and near == TWINS.get(name):
             return f"{name} is no setting of this run; here it is {near}"
-        if near is None and (others := self.programs_with(name)):
+        others = [] if near else self.programs_with(name)
+        if self.program in others:  # without the words of this run
+            chosen = [word for word in self.words if _name(word) == _top(name)]
+            return f"{name} is no setting of {' '.join(chosen) or 'this run'}; leave it out"
+        if others:
             return f"{name} is no setting of {self.program}; it is one of {', '.join(others)}"
         hint = f"did you mean {near}?" if near else "--help lists those there are"
         return f"{name} is no setting of this run; {hint}"

@@ -24,7 +24,10 @@ def printable(text: object) -> str:
         >>> printable("caf\\udce9 [/b] \\x1b[31m")
         'caf\\\\udce9 [/b] \\\\x1b[31m'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def say(word: str, text: object) -> None:

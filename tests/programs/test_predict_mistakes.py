@@ -200,8 +200,8 @@ def pickled(path: Path, content: object) -> Path:
 
 SETTINGS = {
     "missing source": (["source={root}/nowhere.jpg"], r"nowhere\.jpg does not exist: mend the path"),
-    "empty source": (["source="], "matches no file"),
-    "no source": (["source=null"], "has no image"),
+    "empty source": (["source="], "need a text or a list of texts"),
+    "no source": (["source=null"], "need a text or a list of texts"),
     "empty folder": (["source={root}/empty"], r"source=.*/empty has no image, need files such as \.jpg"),
     "pattern without match": (["source={root}/*.tif"], r"source=.*\*\.tif matches no file"),
     "missing checkpoint": (["ckpt=nowhere.ckpt"], r"ckpt=nowhere\.ckpt: no such file"),

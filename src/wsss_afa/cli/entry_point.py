@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wsss_afa.cli.corrections import Known, check_options, overrides
 from wsss_afa.cli.help_page import help_page
+from wsss_afa.cli.kinds import check_kinds
 from wsss_afa.cli.messages import message
 from wsss_afa.cli.ranges import check_ranges
 from wsss_afa.cli.renamed import refuse_renamed
@@ -123,6 +124,7 @@ class Program:
         except OmegaConfBaseException:  # one is missing, or is for the program to say
             return
         assert isinstance(config, dict)
+        check_kinds(config, self.name)
         check_ranges(config)
         if "_target_" in str(config):
             from wsss_afa.methods.schema import check_parts  # takes torch's time

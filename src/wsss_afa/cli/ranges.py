@@ -20,14 +20,13 @@ _LEAST = {
     "seed": 0,
 }
 """The lowest value of numbers."""
-_SWITCHES = ("compile", "deterministic")
 
 
 def check_ranges(config: Mapping[Any, Any]) -> None:
     """Check the plain settings of a composed configuration; those that it does not have are passed over.
 
     Raises:
-        UserError: One is too low, or of another kind than it can be.
+        UserError: One is too low.
     """
     for name, least in _LEAST.items():
         value = _at(config, name)
@@ -43,13 +42,6 @@ def check_ranges(config: Mapping[Any, Any]) -> None:
         raise UserError(f"seed={seed}, need less than {2**32}: set a smaller one")
     if _is_number(interval) and interval <= 0:
         raise UserError(f"trainer.val_check_interval={interval}, need a number of steps: set 1 or more")
-    if "patience" in config and not _is_number(config["patience"]):
-        raise UserError(f"patience={config['patience']}, need seconds: set patience=600")
-    for name in _SWITCHES:
-        if not isinstance(config.get(name, False), bool):
-            raise UserError(f"{name}={config[name]}, need true or false: set one of them")
-    if not isinstance(resume := config.get("resume"), str | None):
-        raise UserError(f"resume={resume}, need a checkpoint's file, auto or null: set one of them")
 
 
 def _at(config: Mapping[str, Any], name: str) -> Any:

@@ -26,6 +26,8 @@ def tidy(name: str) -> str:
         >>> tidy("hot\\u00a0 do\\u200bg ") == "hot dog"
         True
     """
+    if name.isascii() and name.isprintable():  # most are, of what may be millions
+        return " ".join(name.split())
     seen = (character for character in unicodedata.normalize("NFC", name) if not _hidden(character))
     spaced = "".join(" " if character in _BLANKS else character for character in seen)
     return printable(" ".join(spaced.split()))

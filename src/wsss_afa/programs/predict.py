@@ -92,8 +92,6 @@ def report(records: Sequence[dict[str, Any]], left_out: Sequence[Path], out: Pat
 
 def run(cfg: DictConfig) -> float:
     """Predict all images and return their number; those that fail are printed before the error."""
-    if not isinstance(cfg.cams, bool):
-        raise UserError(f"cams={cfg.cams}, need true or false: change it")
     out, tags, console = open_folder(cfg.out), as_list(cfg.tags), plain_console()
     images, left_out = find_images(as_list(cfg.source) or [], out)
     predictor = open_predictor(cfg)

@@ -1,0 +1,67 @@
+"""What the programs' own settings can be; those of parts say so in the types of their arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from wsss_afa.errors import UserError
+from wsss_afa.files import CONFIG_DIR
+
+TEXT, WHOLE, NUMBER, SWITCH, NULL = "a text", "a whole number", "a number", "true or false", "null"
+TEXTS, NUMBERS = "a list of texts", "a list of numbers"
+
+_NAMES = {
+    (TEXT,): "task ckpt out output part push device split competition check host plot root archives "
+    "base_url cache_dir labels",
+    (TEXT, NULL): "resume",
+    (TEXT, TEXTS): "source format runs splits curves",
+    (TEXTS,): "trust",
+    (WHOLE,): "seed port workers pictures listed shards attempts num_workers",
+    (NUMBER,): "patience wait timeout",
+    (NUMBER, NUMBERS): "background",
+    (NUMBERS,): "thresholds",
+    (SWITCH,): "cams crf strict sweep_thresholds choose_threshold compile deterministic",
+}
+KINDS: Mapping[str, tuple[str, ...]] = {
+    name: kinds for kinds, names in _NAMES.items() for name in names.split()
+}
+"""By name. A setting may also be null if it is by default."""
+
+FREE = ("dataset", "tags", "long_side", "tile", "overlap", "max_pixels")
+"""Settings that a program checks itself, because it takes more kinds of values or says more."""
+
+
+def check_kinds(config: Mapping[Any, Any], program: str) -> None:
+    """Check the own settings of a composed configuration; a UserError names one of another kind."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(Path(CONFIG_DIR, f"{program}.yaml")))
+    for name in (each for each in config if each in own and each in KINDS):
+        value = config[name]
+        kinds = KINDS[name] + (NULL,) * (own[name] is None)
+        if not any(_IS[kind](value) for kind in kinds):
+            shown, quoted = "null" if value is None else value, f"{name}='{value}'"
+            remedy = f'write "{quoted}"' if TEXT in kinds and _is_plain(value) else "set it anew"
+            raise UserError(f"{name}={shown}, need {' or '.join(kinds)}: {remedy}")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str) and value != "",
+    WHOLE: lambda value: type(value) is int,
+    NUMBER: _is_number,
+    SWITCH: lambda value: isinstance(value, bool),
+    NULL: lambda value: value is None,
+    TEXTS: lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    NUMBERS: lambda value: isinstance(value, list) and all(map(_is_number, value)),
+}

@@ -30,7 +30,7 @@ WRONG_KINDS = {
     "prepare": ["attempts=1.5", "wait=abc"],
     "shard": ["shards=nan", "splits=3"],
     "sweep_report": ["runs=3", "strict=1"],
-    "voc_server": ["competition=6"],
+    "voc_server": ["competition=6", "data.root=3"],
     "app": ["port=abc", "host=1"],
 }  # fmt: skip
 

@@ -74,3 +74,9 @@ def test_numbers_name_protocol_split_and_checkpoint(run, afa_checkpoint, protoco
     assert ("val/miou_crf" in scores) == (protocol == "afa")
     assert scores["protocol"] in out
     assert f"{afa_checkpoint} on val" in out
+
+
+def test_an_evaluation_of_nothing_is_refused(run, afa_checkpoint, tmp_path):
+    code, said = run(evaluate, *arguments(afa_checkpoint, tmp_path, "trainer.limit_val_batches=0"))
+    assert code == 1
+    assert said.startswith("error: trainer.limit_val_batches=0: nothing would be evaluated")

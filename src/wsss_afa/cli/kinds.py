@@ -17,7 +17,7 @@ TEXTS, NUMBERS = "a list of texts", "a list of numbers"
 
 _NAMES = {
     (TEXT,): "task ckpt out output part push device split competition check host plot root archives "
-    "base_url cache_dir labels",
+    "base_url cache_dir labels data.root",
     (TEXT, NULL): "resume",
     (TEXT, TEXTS): "source format runs splits curves",
     (TEXTS,): "trust",
@@ -39,9 +39,13 @@ FREE = ("dataset", "tags", "long_side", "tile", "overlap", "max_pixels")
 def check_kinds(config: Mapping[Any, Any], program: str) -> None:
     """Check the own settings of a composed configuration; a UserError names one of another kind."""
     own: Any = OmegaConf.to_container(OmegaConf.load(Path(CONFIG_DIR, f"{program}.yaml")))
-    for name in (each for each in config if each in own and each in KINDS):
-        value = config[name]
-        kinds = KINDS[name] + (NULL,) * (own[name] is None)
+    for name, kinds in KINDS.items():
+        group, _, key = name.rpartition(".")
+        defaults, given = (each.get(group) if group else each for each in (own, config))
+        if not (isinstance(defaults, dict) and isinstance(given, dict)) or key not in defaults.keys() & given:
+            continue
+        value = given[key]
+        kinds += (NULL,) * (defaults[key] is None)
         if not any(_IS[kind](value) for kind in kinds):
             shown, quoted = "null" if value is None else value, f"{name}='{value}'"
             remedy = f'write "{quoted}"' if TEXT in kinds and _is_plain(value) else "set it anew"

@@ -17,6 +17,7 @@ _LEAST = {
     "callbacks.pictures.num_images": 0,
     "callbacks.report.num_images": 0,
     "patience": 1,
+    "wait": 0,
     "seed": 0,
 }
 """The lowest value of numbers."""

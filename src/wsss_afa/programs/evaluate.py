@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from wsss_afa.callbacks.trainer import make_trainer
 from wsss_afa.data.datamodule import TaggedDataModule
+from wsss_afa.errors import UserError
 from wsss_afa.inference.open_method import STATIC, open_method
 from wsss_afa.methods.recipe import make_recipe
 
@@ -20,6 +21,8 @@ def run(cfg: DictConfig) -> float:
 
     Without a checkpoint the mIoU is of the labels that need no training.
     """
+    if cfg.trainer.limit_val_batches == 0:
+        raise UserError("trainer.limit_val_batches=0: nothing would be evaluated; leave it out")
     data: TaggedDataModule = instantiate(cfg.data)
     recipe = None if cfg.get("method") is None else make_recipe(cfg, data.class_names)
     method = open_method(cfg.ckpt, cfg.trust, recipe, data, HydraConfig.get().overrides.task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.progress import track
 
 from wsss_afa.data.own_output import RESULTS
 from wsss_afa.errors import UserError, plain_console, say
-from wsss_afa.files import write_whole
+from wsss_afa.files import open_folder, write_whole
 from wsss_afa.inference.formats.labelled import from_records
 from wsss_afa.inference.formats.writers import check_formats, write_formats
 from wsss_afa.inference.image_files import find_images, output_names
@@ -58,17 +57,6 @@ def open_predictor(cfg: DictConfig) -> Predictor:
     sizes = Sizes(side, cfg.tile, cfg.overlap, cfg.max_pixels)
     protocol = instantiate(cfg.protocol, mean=method.mean, std=method.std)
     return Predictor(method, str(cfg.device), protocol, sizes)
-
-
-def open_folder(out: str) -> Path:
-    """Make the folder of the results, and be sure that it can be written to."""
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written ({error.strerror}): set out anew") from error
-    return folder
 
 
 def as_list(value: object) -> list[str] | None:

@@ -21,6 +21,7 @@ from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
 from wsss_afa.data.sampler import say_skipped
 from wsss_afa.errors import UserError, say
+from wsss_afa.files import open_folder
 from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages, choose_images
@@ -67,7 +68,7 @@ def write(
 ) -> float:
     """Write what labels the folder lacks; return how many it has then."""
     check_formats(formats := list(cfg.format), of["class_names"])
-    folder = LabelFolder(cfg.out, of)
+    folder = LabelFolder(open_folder(cfg.out), of)
     before, start = len(folder.names()), time.monotonic()
     writer = LabelWriter(source, scores, folder, formats, of["class_names"], images.files)
     trainer = pass_over(images, writer, cfg)

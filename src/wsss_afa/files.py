@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from wsss_afa.errors import UserError
-
 _PACKAGED = Path(__file__).parent / "conf"
 CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf")
 """Absolute path of the configuration: inside the wheel, or beside ``src`` in a checkout."""
-
-
-def open_folder(out: str) -> Path:
-    """Make the folder of a program's results, and be sure that it can be written to; else a UserError."""
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written ({error.strerror}): set out anew") from error
-    return folder
 
 
 def write_whole(

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 import reference
 from wsss_afa.errors import UserError
 from wsss_afa.methods.afa.network import AFANet, AffinityHead
-from wsss_afa.methods.base import parameter_kinds
+from wsss_afa.methods.optim import parameter_kinds
 from wsss_afa.models.backbones.mix_transformer import MixTransformer, attention_logits
 from wsss_afa.types import AffinityTokens
 

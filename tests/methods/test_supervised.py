@@ -16,7 +16,7 @@ from wsss_afa.data.synthetic import SyntheticScenes
 from wsss_afa.errors import UserError
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.losses.segmentation import pixel_cross_entropy
-from wsss_afa.methods.base import parameter_kinds
+from wsss_afa.methods.optim import parameter_kinds
 from wsss_afa.methods.recipe import load
 from wsss_afa.methods.supervised import SegmentationNet, Supervised
 from wsss_afa.models.backbones.mix_transformer import mix_transformer

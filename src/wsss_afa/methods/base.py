@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wsss_afa.errors import UserError
 from wsss_afa.losses.classification import ClassificationLoss
-from wsss_afa.methods.optim import AdamWPoly
+from wsss_afa.methods.optim import AdamWPoly, parameter_kinds
 from wsss_afa.methods.towers import check_same, pin, towers, weights_of
 from wsss_afa.ops.cam import MultiScaleCAM
 from wsss_afa.ops.metrics import SegmentationMetrics, TagAgreement, TagAveragePrecision
@@ -339,16 +339,3 @@ def is_logged(trainer: L.Trainer, step: int) -> bool:
     """Whether the values of a step (counted from 0) go to the loggers."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a part of the trainer sets it
     return every > 0 and (step + 1) % every == 0
-
-
-def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
-    """Sort the trained parameters: encoder, norm (both of ``backbone``), head (all else), ``decoder``."""
-    kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
-    for name, parameter in net.named_parameters():
-        part = name.partition(".")[0]
-        kind = "decoder" if part == "decoder" else "head"
-        if part == "backbone":
-            kind = "norm" if "norm" in name else "encoder"
-        if parameter.requires_grad:
-            kinds[kind].append(parameter)
-    return {kind: tuple(parameters) for kind, parameters in kinds.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import nn
 from torch.optim import AdamW
@@ -72,3 +72,16 @@ class AdamWPoly:
             groups.append({"params": list(parameters), "name": kind, "lr": rate, "weight_decay": decay})
         optimizer = AdamW(groups, lr=self.lr, betas=self.betas)
         return optimizer, LambdaLR(optimizer, self.schedule)
+
+
+def parameter_kinds(net: nn.Module) -> dict[str, Sequence[nn.Parameter]]:
+    """Sort the trained parameters: encoder, norm (both of ``backbone``), head (all else), ``decoder``."""
+    kinds: dict[str, list[nn.Parameter]] = {"encoder": [], "norm": [], "head": [], "decoder": []}
+    for name, parameter in net.named_parameters():
+        part = name.partition(".")[0]
+        kind = "decoder" if part == "decoder" else "head"
+        if part == "backbone":
+            kind = "norm" if "norm" in name else "encoder"
+        if parameter.requires_grad:
+            kinds[kind].append(parameter)
+    return {kind: tuple(parameters) for kind, parameters in kinds.items()}

@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.progress import track
 
-from wsss_afa.data.own_output import RESULTS
+from wsss_afa.data.own_output import RESULTS, open_folder
 from wsss_afa.errors import UserError, plain_console, say
-from wsss_afa.files import open_folder, write_whole
+from wsss_afa.files import write_whole
 from wsss_afa.inference.formats.labelled import from_records
 from wsss_afa.inference.formats.writers import check_formats, write_formats
 from wsss_afa.inference.image_files import find_images, output_names

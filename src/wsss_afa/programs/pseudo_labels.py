@@ -19,9 +19,9 @@ from rich.console import Console
 
 from wsss_afa.data.datamodule import TaggedDataModule
 from wsss_afa.data.label_folder import LabelFolder
+from wsss_afa.data.own_output import open_folder
 from wsss_afa.data.sampler import say_skipped
 from wsss_afa.errors import UserError, say
-from wsss_afa.files import open_folder
 from wsss_afa.inference.formats.writers import check_formats
 from wsss_afa.inference.label_source import SEGMENTATION, LabelSource
 from wsss_afa.inference.label_writer import LabelWriter, WholeImages, choose_images

@@ -31,12 +31,12 @@ from wsss_afa.cli.memory import keep_freed_memory
 from wsss_afa.files import CONFIG_DIR
 from wsss_afa.inference.predictor import Predictor
 from wsss_afa.methods.base import Method
-from wsss_afa.ops.dense_crf import DenseCRF
 from wsss_afa.ops.images import to_rgb
 from wsss_afa.types import Batch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 import reference
+from other_crf import pydensecrf
 
 PROTOCOLS = ("plain", "afa", "toco_voc", "toco_coco", "more_seg", "weclip", "excel")
 """Those that ask a network for nothing but segments."""
@@ -57,31 +57,17 @@ def protocol_runs(predictor: Predictor, image: Tensor) -> dict[str, Run]:
     """Each protocol without CRF; AFA's CRF, and pydensecrf2 in its place."""
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         settings = {name: compose(f"protocol/{name}").protocol for name in PROTOCOLS}
-    crf = instantiate(settings["afa"].crf).to(predictor.device)
     runs: dict[str, Run] = {}
     for name, setting in settings.items():
         protocol = instantiate(setting, crf=None, mean=predictor.method.mean, std=predictor.method.std)
         runs[f"protocol={name}"] = partial(protocol, predictor.method, image)
+    refining = instantiate(settings["afa"], mean=predictor.method.mean, std=predictor.method.std)
     probabilities = runs["protocol=afa"]()
-    rgb = (to_rgb(image, predictor.method.mean, predictor.method.std) * 255).round().byte()
-    runs["CRF"] = partial(crf, rgb, probabilities)
+    runs["CRF"] = partial(refining.refine, image, probabilities)
     if importlib.util.find_spec("pydensecrf") is not None:
-        runs["CRF of pydensecrf2"] = partial(other_crf, crf, rgb.cpu(), probabilities.cpu())
+        rgb = (to_rgb(image, predictor.method.mean, predictor.method.std) * 255).round().byte().cpu()
+        runs["CRF of pydensecrf2"] = partial(pydensecrf, refining.crf, rgb, probabilities.cpu())
     return runs
-
-
-def other_crf(crf: DenseCRF, rgb: Tensor, prob: Tensor) -> None:
-    """The same CRF by pydensecrf2, which takes one image."""
-    from pydensecrf.densecrf import DenseCRF2D
-    from pydensecrf.utils import unary_from_softmax
-
-    classes, height, width = prob.shape[1:]
-    other = DenseCRF2D(width, height, classes)
-    other.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(prob[0].numpy())))
-    other.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
-    colours = np.ascontiguousarray(rgb[0].permute(1, 2, 0).numpy())
-    other.addPairwiseBilateral(crf.bilateral_sxy, crf.bilateral_srgb, colours, crf.bilateral_compat)
-    other.inference(crf.num_iter)
 
 
 def file_runs(predictor: Predictor, path: Path, folder: Path) -> dict[str, Run]:

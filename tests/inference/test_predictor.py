@@ -181,11 +181,25 @@ def test_class_scores_and_heat_maps_see_a_large_image_at_once():
     rgb, label = scene(300, 500)
     predictor = painter(sizes=Sizes(tile=100, overlap=20))
     prediction = predictor(rgb)
-    assert (60, 100) in predictor.method.net.sizes
+    assert predictor.method.net.sizes[0] == (60, 100)
     assert np.array_equal(prediction.label, label)
     heat = prediction.cam("red")
     assert heat.shape == (300, 500)
     assert heat[label == 1].mean() > 0.9 > heat[label != 1].mean()
+
+
+@pytest.mark.parametrize(("tile", "passes"), [(1024, 1), (96, 5)])
+def test_class_scores_come_from_the_pass_that_segments(afa_checkpoint, tile, passes):
+    """An image in four tiles is passed once more, reduced, for its scores."""
+    predictor = Predictor.from_checkpoint(afa_checkpoint, sizes=Sizes(tile=tile, overlap=32))
+    calls = []
+    predictor.method.net.backbone.register_forward_hook(lambda *_: calls.append(1))
+    rgb, _ = scene(128, 128)
+    prediction = predictor(rgb)
+    assert len(calls) == passes
+    whole = predictor.method.classify(predictor._normalise(rgb))[0].sigmoid().detach()
+    if passes == 1:
+        np.testing.assert_allclose(prediction.scores, whole, atol=1e-6)
 
 
 def test_tags_restrict_the_classes():

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import other_crf
 from wsss_afa.errors import UserError
 from wsss_afa.ops.dense_crf import DenseCRF, exact_kernel
 from wsss_afa.ops.permutohedral import lattice
@@ -21,6 +22,12 @@ from wsss_afa.ops.permutohedral import lattice
 GOLDEN = Path(__file__).parents[1] / "data" / "refine_a.npz"
 VOC = Path(__file__).parents[3] / "shared/data/voc_mini/VOCdevkit/VOC2012"
 SMALL = {"gaussian_sxy": 2.0, "bilateral_sxy": 6.0, "bilateral_srgb": 30.0}
+
+
+def pydensecrf(crf: DenseCRF, rgb: Tensor, prob: Tensor) -> np.ndarray:
+    """The compiled program's result (K, H, W) for one image."""
+    pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
+    return other_crf.pydensecrf(crf, rgb, prob)
 
 
 def scene(*size: int, num_classes: int = 3, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -78,23 +85,6 @@ def test_golden(name, i):
     rgb = torch.from_numpy(golden[f"{i}/image"]).permute(2, 0, 1)[None]
     refined = crf(rgb, torch.from_numpy(golden[f"{i}/prob"])[None])
     assert min(agreement(refined[0].numpy(), golden[f"{i}/{name}"])) >= 0.999
-
-
-def pydensecrf(crf: DenseCRF, rgb: Tensor, prob: Tensor) -> np.ndarray:
-    """The compiled program's result (K, H, W) for one image."""
-    densecrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
-    unaries = pytest.importorskip("pydensecrf.utils")
-    num_classes, height, width = prob.shape[1:]
-    other = densecrf.DenseCRF2D(width, height, num_classes)
-    other.setUnaryEnergy(np.ascontiguousarray(unaries.unary_from_softmax(prob[0].numpy())))
-    other.addPairwiseGaussian(sxy=crf.gaussian_sxy, compat=crf.gaussian_compat)
-    other.addPairwiseBilateral(
-        sxy=crf.bilateral_sxy,
-        srgb=crf.bilateral_srgb,
-        compat=crf.bilateral_compat,
-        rgbim=np.ascontiguousarray(rgb[0].permute(1, 2, 0).numpy()),
-    )
-    return np.array(other.inference(crf.num_iter)).reshape(num_classes, height, width)
 
 
 def blurred(mask: Tensor, num_classes: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from wsss_afa.cli.ranges import is_number
 from wsss_afa.errors import UserError
 from wsss_afa.files import CONFIG_DIR
 
@@ -30,10 +31,7 @@ _NAMES = {
 KINDS: Mapping[str, tuple[str, ...]] = {
     name: kinds for kinds, names in _NAMES.items() for name in names.split()
 }
-"""By name. A setting may also be null if it is by default."""
-
-FREE = ("dataset", "tags", "long_side", "tile", "overlap", "max_pixels")
-"""Settings that a program checks itself, because it takes more kinds of values or says more."""
+"""By name; others a program checks itself. A setting may also be null if it is by default."""
 
 
 def check_kinds(config: Mapping[Any, Any], program: str) -> None:
@@ -48,24 +46,24 @@ def check_kinds(config: Mapping[Any, Any], program: str) -> None:
         kinds += (NULL,) * (defaults[key] is None)
         if not any(_IS[kind](value) for kind in kinds):
             shown, quoted = "null" if value is None else value, f"{name}='{value}'"
-            remedy = f'write "{quoted}"' if TEXT in kinds and _is_plain(value) else "set it anew"
+            remedy = (
+                f'write "{quoted}"'
+                if TEXT in kinds and isinstance(value, bool | int | float)
+                else "set it anew"
+            )
             raise UserError(f"{name}={shown}, need {' or '.join(kinds)}: {remedy}")
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 _IS: Mapping[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str) and value != "",
     WHOLE: lambda value: type(value) is int,
-    NUMBER: _is_number,
+    NUMBER: _is_finite,
     SWITCH: lambda value: isinstance(value, bool),
     NULL: lambda value: value is None,
     TEXTS: lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
-    NUMBERS: lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    NUMBERS: lambda value: isinstance(value, list) and all(map(_is_finite, value)),
 }

@@ -31,17 +31,17 @@ def check_ranges(config: Mapping[Any, Any]) -> None:
     """
     for name, least in _LEAST.items():
         value = _at(config, name)
-        if value is not None and _is_number(value) and value < least:
+        if value is not None and is_number(value) and value < least:
             raise UserError(f"{name}={value}, need {least} or more: set it anew")
     weights = _at(config, "method.weights")
     for name, weight in weights.items() if isinstance(weights, Mapping) else ():
         factors = weight.values() if isinstance(weight, Mapping) else [weight]
-        if any(_is_number(factor) and factor < 0 for factor in factors):
+        if any(is_number(factor) and factor < 0 for factor in factors):
             raise UserError(f"method.weights.{name}={weight}, need 0 or more: set it anew")
     seed, interval = config.get("seed", 0), _at(config, "trainer.val_check_interval")
-    if _is_number(seed) and seed >= 2**32:
+    if is_number(seed) and seed >= 2**32:
         raise UserError(f"seed={seed}, need less than {2**32}: set a smaller one")
-    if _is_number(interval) and interval <= 0:
+    if is_number(interval) and interval <= 0:
         raise UserError(f"trainer.val_check_interval={interval}, need a number of steps: set 1 or more")
 
 
@@ -53,5 +53,6 @@ def _at(config: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number and no switch."""
     return isinstance(value, int | float) and not isinstance(value, bool)

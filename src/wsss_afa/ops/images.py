@@ -27,10 +27,8 @@ def scaled_size(size: Sequence[int], factor: float) -> tuple[int, int]:
 def check_scales(name: str, scales: Sequence[float]) -> None:
     """Raise a UserError, with the setting's name, for no scales or one outside (0, 16]."""
     if not scales or not all(0 < scale <= _MAX_SCALE for scale in scales):
-        given = f"{name}={list(scales)}"
-        raise UserError(
-            f"{given}: need one or more factors above 0 and up to {_MAX_SCALE}, such as [1.0, 0.5]"
-        )
+        need = f"need one or more factors above 0 and up to {_MAX_SCALE}, such as [1.0, 0.5]"
+        raise UserError(f"{name}={list(scales)}: {need}")
 
 
 def to_rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -68,7 +68,7 @@ class PixelAdaptiveRefinement(nn.Module):
         """
         image, maps = (x if x.dtype == torch.float64 else x.float() for x in (image, maps))
         border = self._border(image, extent)
-        weights = torch.split(self._weigh(image, border), 1, dim=1)  # P of (B, 1, H, W)
+        weights = torch.split(self.kernel(image, border), 1, dim=1)  # P of (B, 1, H, W)
         maps = maps.clone()
         for _ in range(self.num_iter):
             neighbours = self._neighbours(maps, border)  # of a copy
@@ -78,12 +78,8 @@ class PixelAdaptiveRefinement(nn.Module):
         return maps
 
     @torch.no_grad()
-    def kernel(self, image: Tensor, extent: Tensor | None = None) -> Tensor:
+    def kernel(self, image: Tensor, border: Tensor | None = None) -> Tensor:
         """Weights of the P neighbours of each pixel, (B, P, H, W); they sum to 1 + ``position_weight``."""
-        return self._weigh(image, self._border(image, extent))
-
-    @torch.no_grad()
-    def _weigh(self, image: Tensor, border: Tensor | None) -> Tensor:
         count = len(self.offsets)
         weights = image.new_zeros(image.shape[0], count, *image.shape[-2:])
         for channel in torch.split(image, 1, dim=1):  # (B, 1, H, W)

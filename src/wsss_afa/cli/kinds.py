@@ -46,11 +46,8 @@ def check_kinds(config: Mapping[Any, Any], program: str) -> None:
         kinds += (NULL,) * (defaults[key] is None)
         if not any(_IS[kind](value) for kind in kinds):
             shown, quoted = "null" if value is None else value, f"{name}='{value}'"
-            remedy = (
-                f'write "{quoted}"'
-                if TEXT in kinds and isinstance(value, bool | int | float)
-                else "set it anew"
-            )
+            text_meant = TEXT in kinds and isinstance(value, bool | int | float)
+            remedy = f'write "{quoted}"' if text_meant else "set it anew"
             raise UserError(f"{name}={shown}, need {' or '.join(kinds)}: {remedy}")
 
 
